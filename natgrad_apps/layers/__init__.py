@@ -1,0 +1,1 @@
+"""Module type -> canonical form, one file a layer family."""

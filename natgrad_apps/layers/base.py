@@ -1,0 +1,92 @@
+"""The contract of a layer adapter: how one family of modules becomes the canonical form.
+
+Canonical form (see ``docs/architecture.md``): inputs ``a: [*K, N, S, d_in]``, output gradients ``g: [*K, N, S, d_out]``, weight matrix
+``W: [*K, d_out, d_in]``. ``K`` is present for grouped layers only. The bias column is *not* an adapter's business: it is appended downstream.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Sizes of one module's weight in canonical form.
+
+    Attributes:
+        d_in: Columns of the weight matrix, without the bias column.
+        d_out: Rows of the weight matrix (of each group).
+        groups: Number of groups ``K``; 0 means the layer is not grouped and tensors carry no group dimension.
+    """
+
+    d_in: int
+    d_out: int
+    groups: int = 0
+
+    @property
+    def lead(self) -> tuple[int, ...]:
+        """Leading shape ``[*K]`` of matrices: ``()`` or ``(groups,)``."""
+        return (self.groups,) if self.groups else ()
+
+
+class LayerInputs(ABC):
+    """The inputs of one call of one layer, kept in whatever form makes their moments cheapest.
+
+    Attributes:
+        units: ``N``, the leading dimension of the layer's input.
+        positions: ``S``, the number of shared positions of each unit.
+    """
+
+    units: int
+    positions: int
+
+    @abstractmethod
+    def rows(self) -> Tensor:
+        """All inputs, materialised: ``[*K, N, S, d_in]``."""
+
+    @abstractmethod
+    def second_moment(self) -> tuple[Tensor, Tensor]:
+        """Sums over units and positions: ``sum a a^T: [*K, d_in, d_in]`` and ``sum a: [*K, d_in]``."""
+
+    @abstractmethod
+    def reduced(self) -> Tensor:
+        """Inputs averaged over the positions of each unit: ``[*K, N, d_in]``."""
+
+    @abstractmethod
+    def subsample(self, units: slice, positions: slice) -> LayerInputs:
+        """The same inputs at every ``units`` and ``positions`` selected; positions are in the row-major order of `rows`."""
+
+
+class LayerAdapter(ABC):
+    """Turns one family of modules into canonical form. Stateless; one instance serves every module of its types."""
+
+    module_types: ClassVar[tuple[type[nn.Module], ...]]
+
+    @abstractmethod
+    def geometry(self, module: nn.Module) -> Geometry:
+        """Sizes of the weight matrix."""
+
+    @abstractmethod
+    def inputs(self, module: nn.Module, x: Tensor) -> LayerInputs:
+        """The inputs of one call, from the tensor that the module received (detached)."""
+
+    @abstractmethod
+    def output_gradients(self, module: nn.Module, g: Tensor) -> Tensor:
+        """Gradients at the module's output, as ``[*K, N, S, d_out]`` (a view where possible, in the dtype given)."""
+
+    @abstractmethod
+    def weight_to_matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
+        """A tensor shaped like ``module.weight`` as ``[*K, d_out, d_in]`` (a view)."""
+
+    @abstractmethod
+    def matrix_to_weight(self, module: nn.Module, matrix: Tensor) -> Tensor:
+        """Inverse of `weight_to_matrix`."""
+
+    def bias_to_matrix(self, module: nn.Module, bias: Tensor) -> Tensor:
+        """A tensor shaped like ``module.bias`` as a column ``[*K, d_out, 1]`` (a view)."""
+        geometry = self.geometry(module)
+        return bias.reshape(*geometry.lead, geometry.d_out, 1)

@@ -1,0 +1,77 @@
+"""Components found by scanning a folder: nothing is listed by hand, so a new method is one new file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Mapping
+from functools import cache
+from types import ModuleType
+from typing import Any, TypeVar
+
+from natgrad_apps.errors import ConfigError, unknown_name
+
+T = TypeVar("T")
+
+
+def component_name(cls: type) -> str:
+    """Name of a component class: its ``name`` attribute, else the class name in snake case."""
+    own = cls.__dict__.get("name")
+    return own if isinstance(own, str) else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+
+
+@cache
+def available(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
+    """Concrete subclasses of `base` defined in the modules of `package`, by name.
+
+    Modules whose name starts with an underscore and ``base`` itself are skipped.
+    """
+    found: dict[str, type[T]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        if info.name.startswith("_") or info.name == "base":
+            continue
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for value in vars(module).values():
+            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__ and not inspect.isabstract(value):
+                found[component_name(value)] = value
+    return found
+
+
+def build(package: ModuleType, base: type[T], spec: object, kind: str) -> T:
+    """Turn a specification into a component.
+
+    Args:
+        package: The folder that is scanned.
+        base: The type of the component.
+        spec: A component (returned as it is), a name such as ``"kfac"``, or a mapping with the key ``name`` and the component's fields, such as
+            ``{"name": "kfac", "decay": 0.99}``.
+        kind: Word for the error messages.
+
+    Raises:
+        ConfigError: The name is unknown, a field is unknown, or the specification has another type.
+    """
+    if isinstance(spec, base):
+        return spec
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{kind} must be a name, a mapping with 'name', or a {base.__name__} object; got {spec!r} of type {type(spec).__name__}")
+    fields: dict[str, Any] = dict(spec)
+    if "name" not in fields:
+        raise ConfigError(f"{kind} has no 'name'; got the keys {sorted(fields)}; available: {', '.join(sorted(available(package, base)))}")
+    name = fields.pop("name")
+    classes = available(package, base)
+    if name not in classes:
+        raise unknown_name(kind, str(name), classes)
+    cls = classes[name]
+    legal = [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else list(inspect.signature(cls).parameters)
+    for field in fields:
+        if field not in legal:
+            raise unknown_name(f"option of {kind} {name!r}:", field, legal)
+    try:
+        return cls(**fields)
+    except TypeError as error:
+        raise ConfigError(f"{kind} {name!r} cannot be built from {fields!r}: {error}") from error
