@@ -206,7 +206,7 @@ def base_distribution(owner: str, given: td.Distribution, legal: type[td.Distrib
         raise TypeError(f"{owner} accepts a tensor, {accepted}, got {name}")
     if isinstance(given, td.Independent) and (given.reinterpreted_batch_ndims != 1 or len(base.batch_shape) <= 1):
         raise ShapeError(
-            f"{owner}: Independent must have one event dimension and at least one batch dimension, got "
-            f"{given.reinterpreted_batch_ndims} event dimensions over the shape {tuple(base.batch_shape)}; flatten the event to [*terms, event]"
+            f"{owner}: Independent must have one event dimension and at least one batch dimension, got {given.reinterpreted_batch_ndims} "
+            f"event dimensions over the shape {tuple(base.batch_shape)}; flatten the event to [*terms, event]"
         )
     return base
