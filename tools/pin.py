@@ -54,7 +54,9 @@ def resolve(torch: str) -> dict[str, str]:
         subprocess.run([*command, "--report", str(report), "-c", str(pin), "-e", f"{ROOT}[all,dev]"], check=True)
         installed = json.loads(report.read_text())["install"]
     found = {item["metadata"]["name"]: item["metadata"]["version"] for item in installed}
-    return {name: version for name, version in sorted(found.items(), key=lambda pair: pair[0].lower()) if name not in {"natgrad-apps", "torch"}}
+    return {
+        name: version for name, version in sorted(found.items(), key=lambda pair: pair[0].lower()) if name not in {"natgrad-apps", "torch"}
+    }
 
 
 def main() -> None:
