@@ -20,7 +20,7 @@ T = TypeVar("T")
 def component_name(cls: type) -> str:
     """Name of a component class: its ``name`` attribute, else the class name in snake case."""
     own = cls.__dict__.get("name")
-    return own if isinstance(own, str) else re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", cls.__name__).lower()
+    return own if isinstance(own, str) else re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 @cache

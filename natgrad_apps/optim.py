@@ -1,0 +1,251 @@
+"""`NaturalGradient`: a `torch.optim.Optimizer` over the shared core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Unpack
+
+from natgrad_apps import steps
+from natgrad_apps.curvature.base import Curvature
+from natgrad_apps.damping.base import Damping
+from natgrad_apps.errors import ConfigError, check_fraction, check_positive
+from natgrad_apps.likelihoods import Likelihood
+from natgrad_apps.preconditioner import Preconditioner
+from natgrad_apps.refresh.base import Refresh
+from natgrad_apps.statistics.fisher import Fisher
+from natgrad_apps.steps.base import Outcome, Proposal, StepRule
+from natgrad_apps.types import Info
+
+Closure = Callable[[], Tensor]
+
+
+class GroupDefaults(TypedDict, total=False):
+    """Defaults of the parameter groups.
+
+    Attributes:
+        lr: Learning rate (0.1); with a trust region the largest one.
+        momentum: Weight of the previous step (0.9), in [0, 1).
+        weight_decay: L2 coefficient added to the gradient before preconditioning (0), as in `torch.optim.SGD`.
+    """
+
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+class NaturalGradient(torch.optim.Optimizer):
+    """Natural-gradient descent with any curvature, damping, refresh and step rule of the package.
+
+    One step: ``P = F_d^-1 g``, then the step rule makes ``d`` of ``P``, the learning rate and the momentum, and ``theta <- theta + d``.
+
+    Args:
+        model: Its trainable parameters are optimised. Neither the model nor its state-dict keys change.
+        curvature: An object such as ``KFAC()``, a name, or a mapping with ``name`` and fields.
+        damping: An object, a number ``lambda`` (exact Tikhonov damping), a name, or a mapping.
+        step: `Plain`, `KLClip`, `KLTrustRegion`, a name, or a mapping.
+        refresh: `Periodic`, `Staggered`, a name, or a mapping.
+        fisher: ``"mc"``, ``"exact"``, ``"empirical"``, ``"forward_only"``, a `Fisher`, or a mapping of its fields.
+        strict: Whether a parameter without a layer adapter is an error; else it uses the diagonal fallback, and one warning lists it.
+        groups: Parameter groups as in torch, each with ``params`` and any of the defaults; None for one group.
+        **defaults: ``lr``, ``momentum``, ``weight_decay`` of the groups.
+
+    Raises:
+        ConfigError: An argument is not legal.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        curvature: Curvature | str | Mapping[str, Any] = "kfac",
+        *,
+        damping: Damping | float | str | Mapping[str, Any] = 1e-3,
+        step: StepRule | str | Mapping[str, Any] = "plain",
+        refresh: Refresh | str | Mapping[str, Any] = "periodic",
+        fisher: Fisher | str | Mapping[str, Any] = "mc",
+        strict: bool = False,
+        groups: Sequence[Mapping[str, Any]] | None = None,
+        **defaults: Unpack[GroupDefaults],
+    ) -> None:
+        self.preconditioner = Preconditioner(model, curvature, damping=damping, refresh=refresh, fisher=fisher, strict=strict)
+        self.step_rule = steps.build(step)
+        unknown = sorted(set(defaults) - set(GroupDefaults.__annotations__))
+        if unknown:
+            raise ConfigError(f"unknown option {', '.join(unknown)}; legal group options: {', '.join(GroupDefaults.__annotations__)}")
+        own = list(dict.fromkeys(self.preconditioner.blocks.parameters))
+        order = {p: i for i, p in enumerate(model.parameters())}
+        given = [dict(group) for group in groups] if groups is not None else [{"params": sorted(own, key=order.__getitem__)}]
+        super().__init__(given, {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, **defaults})
+        stray = [p for group in self.param_groups for p in group["params"] if p.requires_grad and p not in set(own)]
+        if stray:
+            raise ConfigError(f"{len(stray)} parameters of the groups (first shape {tuple(stray[0].shape)}) do not belong to the model")
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; as in torch.
+
+        Raises:
+            ConfigError: An option is not legal.
+        """
+        options = {**self.defaults, **param_group}
+        if not isinstance(options["lr"], Tensor):
+            check_positive("lr", options["lr"], allow_zero=True)
+        check_fraction("momentum", options["momentum"])
+        check_positive("weight_decay", options["weight_decay"], allow_zero=True)
+        super().add_param_group(param_group)
+
+    def capture(self) -> AbstractContextManager[None]:
+        """Record the forward passes inside; hooks exist only there. Does nothing when statistics are not due."""
+        return self.preconditioner.capture()
+
+    def observe(self, likelihood: Likelihood, targets: Any = None) -> None:
+        """Gather Fisher statistics of the recorded forward pass; see `Preconditioner.observe`."""
+        self.preconditioner.observe(likelihood, targets)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Info:  # type: ignore[override]
+        """Take one step.
+
+        Args:
+            closure: Returns the loss on the batch of the step; calls no ``backward``. Needed by an adaptive damping only, which calls it before and after
+                the step.
+
+        Returns:
+            What was done; its entries stay on the device.
+
+        Raises:
+            CaptureError: Nothing was observed yet, or a parameter with a gradient is missing from every observed likelihood.
+            ConfigError: The damping is adaptive and there is no closure.
+            NumericalError: A factorization failed even in float64 with jitter.
+        """
+        core = self.preconditioner
+        if core.damping.adaptive and closure is None:
+            raise ConfigError(f"damping {type(core.damping).__name__} needs step(closure) with a closure that returns the loss on this batch")
+        gradients = {p: _with_decay(p, group["weight_decay"]) for group in self.param_groups for p in group["params"] if p.grad is not None}
+        if not gradients:
+            raise ConfigError("no parameter has a gradient; call loss.backward() before step()")
+        norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
+        accept = core.update(torch.stack([n.to(core.damping_value) for n in norms.values()]).isfinite().all())
+        if core.branch_on_host and not accept:
+            return self._skipped(norms)
+        matrices = core.to_blocks(gradients)
+        names = core.require_statistics(matrices)
+        directions = core.from_blocks(core.multiply_power({name: matrices[name] for name in names}, -1))
+        parameters = [p for p in directions if p in gradients]
+        outcome = self.step_rule(self._proposal(parameters, directions, gradients))
+        before = self._loss(closure)
+        if before is not None:
+            decrease = self._predicted_decrease(parameters, outcome.update, gradients)
+        self._apply(parameters, outcome, accept & outcome.predicted_kl.isfinite())
+        if before is not None:
+            after = self._loss(closure)
+            assert after is not None
+            core.damping_value = core.damping.adapt(core.damping_value, ((before - after) / decrease).to(core.damping_value))
+        return self._info(norms, parameters, outcome, accept)
+
+    def _options(self, name: str) -> dict[Tensor, Any]:
+        return {p: group[name] for group in self.param_groups for p in group["params"]}
+
+    def _proposal(self, parameters: Sequence[nn.Parameter], directions: Mapping[nn.Parameter, Tensor], gradients: Mapping[Any, Tensor]) -> Proposal:
+        lr, momentum = self._options("lr"), self._options("momentum")
+        core = self.preconditioner
+
+        def quadratic(update: Sequence[Tensor]) -> Mapping[str, Tensor]:
+            return core.quadratic(core.to_blocks(dict(zip(parameters, update, strict=True))))
+
+        return Proposal(
+            preconditioned=[directions[p] for p in parameters],
+            gradients=[gradients[p] for p in parameters],
+            velocity=[self.state[p].get("velocity") for p in parameters],
+            lr=[lr[p] for p in parameters],
+            momentum=[momentum[p] for p in parameters],
+            quadratic=quadratic,
+        )
+
+    def _apply(self, parameters: Sequence[nn.Parameter], outcome: Outcome, accept: Tensor) -> None:
+        """Add the step where it is accepted, and keep it as the next velocity."""
+        if self.preconditioner.branch_on_host:
+            torch._foreach_add_(list(parameters), outcome.update)
+            for p, d in zip(parameters, outcome.update, strict=True):
+                self.state[p]["velocity"] = d
+            return
+        for p, d in zip(parameters, outcome.update, strict=True):
+            old = self.state[p].get("velocity")
+            zero = torch.zeros_like(d)
+            p.add_(torch.where(accept, d, zero))
+            self.state[p]["velocity"] = torch.where(accept, d, zero if old is None else old)
+
+    def _loss(self, closure: Closure | None) -> Tensor | None:
+        core = self.preconditioner
+        if closure is None or not core.damping.due(core.step_count):
+            return None
+        loss = closure()
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            raise ConfigError(f"the closure must return the loss as a tensor with one element, got {loss!r}")
+        return loss.detach()
+
+    def _predicted_decrease(self, parameters: Sequence[nn.Parameter], update: Sequence[Tensor], gradients: Mapping[Any, Tensor]) -> Tensor:
+        """``-(g^T d + 1/2 d^T (F + lambda I) d)``, the decrease of the damped quadratic model."""
+        core = self.preconditioner
+        quadratic = core.quadratic(core.to_blocks(dict(zip(parameters, update, strict=True))))
+        slope = torch.stack([torch.sum(gradients[p] * d) for p, d in zip(parameters, update, strict=True)]).sum()
+        squares = torch.stack([d.square().sum() for d in update]).sum()
+        return -(slope + (torch.stack(list(quadratic.values())).sum() + core.damping_value * squares) / 2)
+
+    def _info(self, norms: Mapping[Any, Tensor], parameters: Sequence[nn.Parameter], outcome: Outcome, accept: Tensor) -> Info:
+        core = self.preconditioner
+        taken = accept & outcome.predicted_kl.isfinite()
+        updates = dict(zip(parameters, torch._foreach_norm(outcome.update), strict=True))
+        return Info(
+            predicted_kl=outcome.predicted_kl,
+            scale=outcome.scale * taken,
+            damping=core.damping_value.clone(),
+            skipped=~taken,
+            skipped_steps=core.skipped_steps.clone(),
+            gradient_norms=self._block_norms(norms),
+            update_norms=self._block_norms(updates),
+            quadratic=outcome.quadratic,
+        )
+
+    def _skipped(self, norms: Mapping[Any, Tensor]) -> Info:
+        core = self.preconditioner
+        zero = torch.zeros((), device=core.damping_value.device)
+        gradients = self._block_norms(norms)
+        nothing = dict.fromkeys(gradients, zero)
+        return Info(zero, zero, core.damping_value.clone(), ~zero.bool(), core.skipped_steps.clone(), gradients, nothing, {})
+
+    def _block_norms(self, norms: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+        """Norms of parameters joined over the parameters of each block."""
+        joined = {}
+        for name, block in self.preconditioner.blocks.items():
+            parts = [norms[p] for p in block.parameters if p in norms]
+            if parts:
+                joined[name] = parts[0] if len(parts) == 1 else torch.stack([n.to(parts[0]) for n in parts]).norm()
+        return joined
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups and velocities as in torch, and the core's statistics, caches, counters and random state under ``curvature``."""
+        return {**super().state_dict(), "curvature": self.preconditioner.state_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            ConfigError: It belongs to another model, curvature or optimizer.
+        """
+        if "curvature" not in state_dict:
+            raise ConfigError(f"this is no state of NaturalGradient: it has {sorted(state_dict)} and no 'curvature'")
+        self.preconditioner.load_state_dict(state_dict["curvature"])
+        super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
+
+
+def _with_decay(parameter: nn.Parameter, weight_decay: float) -> Tensor:
+    assert parameter.grad is not None
+    gradient = parameter.grad.detach()
+    if gradient.is_sparse:
+        gradient = gradient.to_dense()
+    return gradient if weight_decay == 0 else gradient.add(parameter, alpha=weight_decay)
+

@@ -1,0 +1,236 @@
+"""The shared core: layers x curvature x refresh x damping. It knows the Fisher of a model and multiplies by its powers; it takes no steps.
+
+Applications that are no optimizers (posterior samplers, analysis) use it directly; `natgrad_apps.optim.NaturalGradient` wraps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natgrad_apps import curvature as curvatures
+from natgrad_apps import damping as dampings
+from natgrad_apps import refresh as refreshes
+from natgrad_apps.blocks import Blocks
+from natgrad_apps.curvature.base import Curvature
+from natgrad_apps.damping.base import Damping
+from natgrad_apps.errors import CaptureError, ConfigError, NonFiniteWarning
+from natgrad_apps.likelihoods import Likelihood
+from natgrad_apps.observation import Moments, Observer
+from natgrad_apps.refresh.base import Refresh
+from natgrad_apps.statistics.fisher import Fisher
+from natgrad_apps.types import DampingValue
+
+
+class Preconditioner:
+    """Fisher information of a model, block by block.
+
+    Args:
+        model: Its trainable parameters are covered; the model itself is left alone.
+        curvature: Approximation of the layers: an object, a name, or a mapping with ``name`` and fields.
+        damping: A damping rule, a number (`Tikhonov`), a name, or a mapping.
+        refresh: When statistics are gathered and blocks refactorized.
+        fisher: The Fisher estimate.
+        strict: Whether parameters without a layer adapter are an error.
+
+    Raises:
+        ConfigError: An argument is not legal.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        curvature: Curvature | str | Mapping[str, Any] = "kfac",
+        *,
+        damping: Damping | float | str | Mapping[str, Any] = 1e-3,
+        refresh: Refresh | str | Mapping[str, Any] = "periodic",
+        fisher: Fisher | str | Mapping[str, Any] = "mc",
+        strict: bool = False,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}; layers are found through its modules")
+        self.curvature = curvatures.build(curvature)
+        self.damping = dampings.build(damping)
+        self.refresh = refreshes.build(refresh)
+        self.blocks = Blocks(model, self.curvature, strict=strict)
+        self.step_count = 0
+        device = self.blocks.parameters[0].device
+        self.damping_value = torch.tensor(self.damping.value, device=device)
+        self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
+        # On the CPU a decision costs nothing; elsewhere it would wait for the device, so decisions become arithmetic there.
+        self.branch_on_host = device.type == "cpu"
+        self._observer = Observer(self.blocks, Fisher.of(fisher))
+        self._pending: dict[str, Moments] = {}
+        self._ready: set[str] = set()
+
+    @property
+    def fisher(self) -> Fisher:
+        """The Fisher estimate."""
+        return self._observer.fisher
+
+    @property
+    def statistics_due(self) -> bool:
+        """Whether this step gathers statistics."""
+        return self.refresh.statistics_due(self.step_count) or not self._observer.seen
+
+    @contextlib.contextmanager
+    def capture(self) -> Iterator[None]:
+        """Record the forward passes inside; does nothing when statistics are not due.
+
+        Raises:
+            CaptureError: A capture is open already.
+        """
+        if not self.statistics_due:
+            yield
+            return
+        with self._observer.capture():
+            yield
+
+    def observe(self, likelihood: Likelihood, targets: Any = None) -> None:
+        """Gather the Fisher statistics of the recorded forward pass; a backward pass to layer outputs for each Fisher column.
+
+        Several calls before a step (micro-batches) count as one batch. Heads that share a forward pass belong into one `Joint`.
+
+        Args:
+            likelihood: Built from the model's outputs.
+            targets: The true targets, for ``fisher="empirical"`` only.
+
+        Raises:
+            CaptureError: Called outside `capture`, or nothing was recorded, or the forward pass was observed already.
+            ConfigError: Targets are missing or superfluous.
+            TypeError: `likelihood` is not a likelihood.
+            UnsupportedLayerError: A parameter has no layer adapter, under ``strict=True``.
+        """
+        if not isinstance(likelihood, Likelihood):
+            raise TypeError(f"observe() needs a natgrad_apps.likelihoods object such as Categorical(logits), got {type(likelihood).__name__}")
+        if not self.statistics_due:
+            return
+        for name, new in self._observer.observe(likelihood, targets).items():
+            old = self._pending.get(name)
+            self._pending[name] = new if old is None else old.combined(new)
+
+    def update(self, accept: Tensor | None = None) -> Tensor:
+        """Fold the observed batch into the running averages and refresh the blocks that are due. Ends the step.
+
+        Args:
+            accept: A 0-d boolean tensor; false rejects the batch (a gradient was not finite).
+
+        Returns:
+            Whether the batch was accepted, a 0-d boolean tensor: false too if a statistic is not finite. A rejected batch changes nothing but
+            `skipped_steps`.
+
+        Raises:
+            CaptureError: Nothing was ever observed.
+            NumericalError: A factorization failed even in float64 with jitter.
+        """
+        seen = self._observer.seen
+        if not seen:
+            raise CaptureError("no statistics yet: call observe() inside `with optimizer.capture():` before the first step")
+        checks = [self.blocks[name].curvature.finite(pending.values) for name, pending in self._pending.items()]
+        accept = torch.stack([c for c in (*checks, accept) if c is not None]).all() if checks or accept is not None else None
+        if accept is None:
+            accept = torch.ones((), dtype=torch.bool, device=self.damping_value.device)
+        due = seen & set(self.refresh.blocks_due(self.step_count, list(self.blocks))) | (seen - self._ready)
+        self.step_count += 1
+        self.skipped_steps += ~accept
+        pending, self._pending = self._pending, {}
+        known = bool(accept) if self.branch_on_host or due - self._ready else None
+        if known is False:
+            self._ready -= due  # what was due is done at the next step
+            if self.branch_on_host:
+                warnings.warn(f"step {self.step_count} was skipped: a gradient or statistic is NaN or infinite", NonFiniteWarning, stacklevel=3)
+            return accept
+        for name, new in pending.items():
+            block = self.blocks[name]
+            block.curvature.accumulate(block.state, new.values, None if known else accept)
+        self._refresh([name for name in self.blocks if name in due])
+        return accept
+
+    @torch.no_grad()
+    def _refresh(self, names: Sequence[str]) -> None:
+        damping = DampingValue(self.damping_value, self.damping.factored)
+        groups: dict[Curvature, list[str]] = {}
+        for name in names:
+            groups.setdefault(self.blocks[name].curvature, []).append(name)
+        for curvature, members in groups.items():
+            curvature.refresh([self.blocks[name].state for name in members], damping)
+        self._ready.update(names)
+
+    def to_blocks(self, values: Mapping[nn.Parameter, Tensor]) -> dict[str, Tensor]:
+        """Tensors shaped like parameters as block matrices. Blocks without any value are absent; a missing part of a block is zero."""
+        result = {}
+        for name, block in self.blocks.items():
+            if any(p in values for p in block.parameters):
+                result[name] = block.to_matrix([values[p] if p in values else torch.zeros_like(p) for p in block.parameters])
+        return result
+
+    def from_blocks(self, matrices: Mapping[str, Tensor]) -> dict[nn.Parameter, Tensor]:
+        """Inverse of `to_blocks`."""
+        result: dict[nn.Parameter, Tensor] = {}
+        for name, matrix in matrices.items():
+            block = self.blocks[name]
+            result.update(zip(block.parameters, block.from_matrix(matrix), strict=True))
+        return result
+
+    def multiply_power(self, vectors: Mapping[str, Tensor], power: float) -> dict[str, Tensor]:
+        """``F_d^power v`` for each block; powers -1 (of the last refresh), -1/2, 1/2, 1."""
+        return {name: self.blocks[name].curvature.multiply_power(self.blocks[name].state, v, power) for name, v in vectors.items()}
+
+    def quadratic(self, vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """``v^T F v`` of each block with the undamped Fisher, 0-d tensors; with ``v`` a step, twice its predicted KL in nats."""
+        return {name: self.blocks[name].curvature.quadratic(self.blocks[name].state, v) for name, v in vectors.items()}
+
+    def logdet(self) -> dict[str, Tensor]:
+        """``log det F_d`` of each observed block, in nats."""
+        return {name: self.blocks[name].curvature.logdet(self.blocks[name].state) for name in self.blocks if name in self._ready}
+
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Smallest and largest eigenvalue of the undamped Fisher approximation over all observed blocks; costs about a refresh."""
+        ranges = [b.curvature.eigenvalue_range(b.state) for name, b in self.blocks.items() if name in self._ready]
+        if not ranges:
+            raise CaptureError("no statistics yet: observe a batch and call update() or step() first")
+        return torch.stack([low for low, _ in ranges]).min(), torch.stack([high for _, high in ranges]).max()
+
+    def require_statistics(self, gradients: Mapping[str, Tensor]) -> list[str]:
+        """Blocks that can be preconditioned; a block without statistics is left out if its gradient is zero.
+
+        Raises:
+            CaptureError: A block has a gradient but never had statistics: the observed likelihood does not depend on it.
+        """
+        unseen = [name for name in gradients if name not in self._ready]
+        lost = [name for name in unseen if bool((gradients[name] != 0).any())]
+        if lost and self._ready:
+            raise CaptureError(
+                f"the loss depends on {', '.join(lost)}, but no observed likelihood does; observe every head of the model, several as "
+                "Joint(policy, value), or freeze these parameters"
+            )
+        return [name for name in gradients if name in self._ready]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Statistics, caches, counters and the state of the generator: tensors and plain values only."""
+        return {
+            "blocks": self.blocks.state_dict(),
+            "observer": self._observer.state_dict(),
+            "step_count": self.step_count,
+            "ready": sorted(self._ready),
+            "damping": self.damping_value.clone(),
+            "skipped_steps": self.skipped_steps.clone(),
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            ConfigError: It belongs to another model or curvature.
+        """
+        self.blocks.load_state_dict(saved["blocks"])
+        self._observer.load_state_dict(saved["observer"])
+        self.step_count, self._ready = int(saved["step_count"]), set(saved["ready"])
+        self.damping_value = saved["damping"].to(self.damping_value, copy=True)
+        self.skipped_steps = saved["skipped_steps"].to(self.skipped_steps, copy=True)
+        self._pending = {}

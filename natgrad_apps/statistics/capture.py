@@ -1,0 +1,172 @@
+"""Records the inputs and outputs of layers during a forward pass. Hooks exist only between `Capture.open` and `Capture.close`.
+
+A forward hook keeps the layer's input and the *gradient edge* of its output. The edge is taken before anything can modify the output in place, so
+in-place activations are harmless, and a backward pass to edges computes no weight gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from natgrad_apps.errors import CaptureError
+from natgrad_apps.layers.discover import Layer
+from natgrad_apps.statistics.fisher import Subsample
+from natgrad_apps.statistics.moments import LayerStatistics, Use
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: the input it received (detached, not copied) with its version, and the gradient edge of its output."""
+
+    module: nn.Module
+    x: Tensor
+    version: int
+    edge: GradientEdge
+
+
+class Capture:
+    """The calls recorded since `open`.
+
+    Args:
+        layers: The layers whose modules are hooked.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self._modules = list(dict.fromkeys(module for layer in layers for module in layer.modules))
+        self._calls: list[Call] = []
+        self._open = False
+
+    @property
+    def active(self) -> bool:
+        """Whether hooks are in place."""
+        return self._open
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Install the hooks; remove them and drop what was recorded on leaving, whatever happens inside.
+
+        Raises:
+            CaptureError: A capture is open already.
+        """
+        if self._open:
+            raise CaptureError("capture() is open already; captures do not nest, leave the first one before opening another")
+        handles = []
+        self._open = True
+        try:
+            with _eager():
+                handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in self._modules]
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._calls.clear()
+            self._open = False
+
+    def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        x = args[0] if args else kwargs.get("input")
+        recomputing = torch._C._current_graph_task_id() != -1  # activation checkpointing runs the forward pass again inside a backward pass
+        if recomputing or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not isinstance(x, Tensor) or not output.requires_grad:
+            return
+        self._calls.append(Call(module, x.detach(), x._version, get_gradient_edge(output)))
+
+    @property
+    def calls(self) -> Sequence[Call]:
+        """The calls recorded so far, in the order in which they happened."""
+        return self._calls
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Make compiled models run eagerly, because compiled graphs ignore hooks that were added after compilation."""
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled; importing dynamo takes seconds
+        return contextlib.nullcontext()
+    return torch.compiler.set_stance("force_eager")
+
+
+def backward(outputs: Sequence[Tensor], inputs: Sequence[GradientEdge | Tensor], column: Sequence[Tensor]) -> list[Tensor | None]:
+    """Propagate one Fisher column from the likelihood's outputs to gradient edges and bare parameters; the graph is kept.
+
+    Raises:
+        CaptureError: The outputs carry no graph, or reentrant activation checkpointing is in the way.
+    """
+    pairs = [(output, vector) for output, vector in zip(outputs, column, strict=True) if output.requires_grad]
+    if not pairs:
+        raise CaptureError("the likelihood's outputs have no gradient history; build it from the model's outputs, not from detached tensors")
+    try:
+        return list(torch.autograd.grad([o for o, _ in pairs], inputs, [v for _, v in pairs], retain_graph=True, allow_unused=True))
+    except RuntimeError as error:
+        if "checkpoint" in str(error).lower():
+            raise CaptureError("reentrant activation checkpointing hides the graph; call torch.utils.checkpoint with use_reentrant=False") from error
+        raise
+
+
+def layer_statistics(layer: Layer, calls: Sequence[Call], gradients: Sequence[Sequence[Tensor]], settings: StatisticsSettings) -> LayerStatistics:
+    """Canonical statistics of one layer from its calls and the output gradients of each call and column.
+
+    Raises:
+        CaptureError: An input was modified in place after the layer had read it.
+    """
+    uses = []
+    for call, columns in zip(calls, gradients, strict=True):
+        if call.x._version != call.version:
+            raise CaptureError(f"the input of layer {layer.spec.name!r} was modified in place after the layer read it; use an out-of-place operation")
+        uses.append(_use(layer, call, columns, settings))
+    return LayerStatistics(
+        spec=layer.spec,
+        uses=uses,
+        terms=settings.terms,
+        reduce=settings.reduce,
+        has_weight=layer.weight is not None,
+        has_bias=layer.bias is not None,
+    )
+
+
+@dataclass(frozen=True)
+class StatisticsSettings:
+    """How the calls of this batch become moments: ``M``, the sharing rule, and which part of the batch is used."""
+
+    terms: int
+    reduce: bool
+    subsample: Subsample
+    batch: int
+
+    def slices(self) -> tuple[slice, slice]:
+        """The units and positions of this batch; the first one moves with the batch index."""
+        units, positions = self.subsample.units, self.subsample.positions
+        return slice(self.batch % units, None, units), slice((self.batch // units) % positions, None, positions)
+
+
+def _use(layer: Layer, call: Call, columns: Sequence[Tensor], settings: StatisticsSettings) -> Use:
+    x = call.x.to(layer.spec.dtype)
+    inputs = layer.adapter.inputs(call.module, x)
+    gradients = [layer.adapter.output_gradients(call.module, g) for g in columns]
+    units, positions = inputs.units, inputs.positions
+    fraction = 1.0
+    chosen_units, chosen_positions = settings.slices()
+    if settings.reduce:
+        chosen_positions = slice(None)
+    if len(range(units)[chosen_units]) == 0:
+        chosen_units = slice(None)
+    if len(range(positions)[chosen_positions]) == 0:
+        chosen_positions = slice(None)
+    kept_units, kept_positions = len(range(units)[chosen_units]), len(range(positions)[chosen_positions])
+    if (kept_units, kept_positions) != (units, positions):
+        inputs = inputs.subsample(chosen_units, chosen_positions)
+        gradients = [g[..., chosen_units, chosen_positions, :] for g in gradients]
+        fraction = kept_units * kept_positions / (units * positions)
+    return Use(
+        inputs=inputs if layer.weight is not None else None,
+        gradients=tuple(gradients),
+        units=kept_units,
+        positions=kept_positions,
+        fraction=fraction,
+    )
+

@@ -1,0 +1,253 @@
+"""Moments of one batch for one block: the only place where sums over examples, positions and Fisher columns are taken and normalised."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.errors import ShapeError
+from natgrad_apps.layers.base import LayerInputs
+from natgrad_apps.linalg.blocks import BlockDiagonal
+from natgrad_apps.linalg.products import gram
+from natgrad_apps.types import BlockSpec
+
+# Per-example gradients are formed for at most this many entries at a time (64 MiB in float32).
+CHUNK = 2**24
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a layer: its inputs, and its output gradients ``[*K, N, S, d_out]`` for each Fisher column (none with ``forward_only``).
+
+    ``fraction`` is the part of the rows that a sub-sample kept.
+    """
+
+    inputs: LayerInputs | None
+    gradients: tuple[Tensor, ...]
+    units: int
+    positions: int
+    fraction: float = 1.0
+
+
+class Statistics(ABC):
+    """What a curvature may ask of one batch. Results are normalised for the mean log-likelihood."""
+
+    @abstractmethod
+    def squared_gradient(self, left: BlockDiagonal | None = None, right: BlockDiagonal | None = None) -> Tensor:
+        """``1/M sum_n (left^T g_n right)^2`` entrywise, ``g_n: [*K, d_out, d_in]`` the gradient of unit ``n``; the diagonal of the Fisher in a basis."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics(Statistics):
+    """Moments of ``a`` and ``g`` of one layer.
+
+    Attributes:
+        spec: The block.
+        uses: Calls of the layer that the likelihood depends on; they count as further positions of the same units.
+        terms: ``M``, the number of likelihood terms.
+        reduce: Whether positions are reduced (else expanded).
+        has_weight: False when the only column is the bias.
+        has_bias: Whether a column of ones is appended.
+    """
+
+    spec: BlockSpec
+    uses: Sequence[Use]
+    terms: int
+    reduce: bool
+    has_weight: bool
+    has_bias: bool
+
+    def input_moment(self, part: slice | None = None) -> Tensor:
+        """``A: [*K, d_in, d_in]``: second moment of the inputs, the bias column included.
+
+        Args:
+            part: Rows and columns wanted, for factors that are split into diagonal blocks.
+        """
+        if not self.has_weight or (self.reduce and self.has_weight) or part is not None:
+            rows = self._reduced_inputs() if self.reduce else self._input_rows().flatten(-3, -2)
+            rows = rows if part is None else rows[..., part]
+            return gram(rows).div_(rows.shape[-2])
+        total: Tensor | None = None
+        sums: Tensor | None = None
+        count = 0
+        for use in self.uses:
+            assert use.inputs is not None
+            second, first = use.inputs.second_moment()
+            total = second if total is None else total + second
+            sums = first if sums is None else sums + first
+            count += use.inputs.units * use.inputs.positions
+        assert total is not None and sums is not None
+        if not self.has_bias:
+            return total.to(self.spec.dtype).div_(count)
+        d = self.spec.d_in - 1
+        moment = torch.empty((*self.spec.lead, d + 1, d + 1), dtype=self.spec.dtype, device=total.device)
+        torch.div(total, count, out=moment[..., :d, :d])
+        mean = sums.to(self.spec.dtype) / count
+        moment[..., :d, d] = mean
+        moment[..., d, :d] = mean
+        moment[..., d, d] = 1.0
+        return moment
+
+    def gradient_moment(self, part: slice | None = None) -> Tensor:
+        """``G: [*K, d_out, d_out]``: second moment of the output gradients, ``1/M`` of a sum; the identity with ``forward_only``."""
+        if not self.uses[0].gradients:
+            size = self.spec.d_out if part is None else len(range(self.spec.d_out)[part])
+            eye = torch.eye(size, dtype=self.spec.dtype, device=self.spec.device)
+            return eye.expand(*self.spec.lead, size, size).contiguous()
+        total: Tensor | None = None
+        columns = self._reduced_gradients() if self.reduce else self._gradient_rows()
+        for rows, weight in columns:
+            rows = rows if part is None else rows[..., part]
+            moment = gram(rows).mul_(weight / self.terms)
+            total = moment if total is None else total.add_(moment)
+        assert total is not None
+        return total
+
+    def squared_gradient(self, left: BlockDiagonal | None = None, right: BlockDiagonal | None = None) -> Tensor:
+        """See `Statistics`. Cost ``C N S d_out d_in`` plus the rotations; per-unit gradients are formed in chunks, never all at once."""
+        if not self.uses[0].gradients:
+            moment = self.input_moment()
+            rotated = moment if right is None else right.transposed.before(right.after(moment))
+            diagonal = rotated.diagonal(dim1=-2, dim2=-1)
+            return diagonal.unsqueeze(-2).expand(self.spec.shape).clone()
+        total = torch.zeros(self.spec.shape, dtype=self.spec.dtype, device=self.spec.device)
+        for a, g, weight in self._unit_pairs():
+            a = _rotate(a, right)
+            g = _rotate(g, left)
+            if a.shape[-2] == 1:  # one position: the square of an outer product is the outer product of squares
+                total.add_(g.squeeze(-2).square().mT @ a.squeeze(-2).square(), alpha=weight)
+                continue
+            for part in _chunks(a.shape[-3], self.spec.d_out * self.spec.d_in):
+                total.add_((g[..., part, :, :].mT @ a[..., part, :, :]).square_().sum(-3), alpha=weight)
+        return total.div_(self.terms)
+
+    def dense(self) -> Tensor:
+        """``F: [*K, d_out*d_in, d_out*d_in]``, the exact block of this batch in row-major order; for small layers."""
+        size = self.spec.d_out * self.spec.d_in
+        if not self.uses[0].gradients:
+            eye = torch.eye(self.spec.d_out, dtype=self.spec.dtype, device=self.spec.device)
+            product = torch.einsum("ij,...kl->...ikjl", eye, self.input_moment())
+            return product.reshape(*self.spec.lead, size, size)
+        total = torch.zeros((*self.spec.lead, size, size), dtype=self.spec.dtype, device=self.spec.device)
+        for a, g, weight in self._unit_pairs():
+            for part in _chunks(a.shape[-3], size):
+                rows = (g[..., part, :, :].mT @ a[..., part, :, :]).flatten(-2, -1)
+                total.add_(gram(rows), alpha=weight)
+        return total.div_(self.terms)
+
+    def _augment(self, rows: Tensor) -> Tensor:
+        """Append the column of ones."""
+        rows = rows.to(self.spec.dtype)
+        return torch.cat([rows, rows.new_ones((*rows.shape[:-1], 1))], dim=-1) if self.has_bias else rows
+
+    def _inputs_of(self, use: Use) -> Tensor:
+        """``[*K, N, S, d_in]`` of one call."""
+        if use.inputs is not None:
+            return self._augment(use.inputs.rows())
+        shape = (*self.spec.lead, use.units, use.positions, 1)
+        return torch.ones(shape, dtype=self.spec.dtype, device=self.spec.device)
+
+    def _input_rows(self) -> Tensor:
+        """Inputs of every call as ``[*K, 1, rows, d_in]``."""
+        return torch.cat([self._inputs_of(use).flatten(-3, -2).unsqueeze(-3) for use in self.uses], dim=-2)
+
+    def _reduced_inputs(self) -> Tensor:
+        """Inputs averaged over positions and calls, ``[*K, N, d_in]``."""
+        self._check_units()
+        if not self.has_weight:
+            return self._inputs_of(self.uses[0])[..., :1, :].squeeze(-2)
+        positions = sum(use.positions for use in self.uses)
+        total: Tensor | None = None
+        for use in self.uses:
+            assert use.inputs is not None
+            part = use.inputs.reduced().to(self.spec.dtype) * (use.positions / positions)
+            total = part if total is None else total + part
+        assert total is not None
+        return self._augment(total)
+
+    def _gradient_rows(self) -> Iterator[tuple[Tensor, float]]:
+        """Gradients of every call and column as ``[*K, rows, d_out]``, with the weight that undoes sub-sampling."""
+        for use in self.uses:
+            for g in use.gradients:
+                yield g.to(self.spec.dtype).flatten(-3, -2), 1.0 / use.fraction
+
+    def _reduced_gradients(self) -> Iterator[tuple[Tensor, float]]:
+        """Gradients summed over positions and calls, ``[*K, N, d_out]`` for each column."""
+        self._check_units()
+        for column in zip(*(use.gradients for use in self.uses), strict=True):
+            total: Tensor | None = None
+            for g in column:
+                part = g.to(self.spec.dtype).sum(-2)
+                total = part if total is None else total + part
+            assert total is not None
+            yield total, 1.0 / self.uses[0].fraction
+
+    def _unit_pairs(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """``a: [*K, N, S, d_in]`` and ``g: [*K, N, S, d_out]`` of every column; calls with the same units are joined along ``S``."""
+        if self.reduce:
+            a = self._reduced_inputs().unsqueeze(-2)
+            for rows, weight in self._reduced_gradients():
+                yield a, rows.unsqueeze(-2), weight
+            return
+        for group in _same_units(self.uses):
+            a = _join([self._inputs_of(use) for use in group])
+            for column in zip(*(use.gradients for use in group), strict=True):
+                yield a, _join([g.to(self.spec.dtype) for g in column]), 1.0 / group[0].fraction
+
+    def _check_units(self) -> None:
+        counts = {use.units for use in self.uses}
+        if len(counts) > 1:
+            raise ShapeError(
+                f"layer {self.spec.name!r} was called with {sorted(counts)} units in one forward pass; sharing='reduce' averages the positions of each "
+                "unit, so every call needs the same number; use sharing='expand'"
+            )
+
+
+@dataclass(frozen=True)
+class ParameterStatistics(Statistics):
+    """Moments of a bare parameter: the summed log-likelihood gradient of each Fisher column, or a diagonal that the likelihood knows.
+
+    Scores of different terms are independent with zero mean (sampled targets, or random signs), so ``E[(sum_n g_n)^2] = sum_n E[g_n^2]``.
+    """
+
+    spec: BlockSpec
+    gradients: Sequence[Tensor]
+    terms: int
+    known: Tensor | None = None
+
+    def squared_gradient(self, left: BlockDiagonal | None = None, right: BlockDiagonal | None = None) -> Tensor:
+        """``1/M sum_c (sum_n g_cn)^2``, shaped ``[1, size]``. The only basis is the standard one."""
+        assert left is None and right is None
+        if self.known is not None:
+            return self.known.to(self.spec.dtype).reshape(self.spec.shape).clone()
+        total = torch.zeros(self.spec.shape, dtype=self.spec.dtype, device=self.spec.device)
+        for g in self.gradients:
+            total.add_(g.to(self.spec.dtype).reshape(self.spec.shape).square())
+        return total.div_(self.terms)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+
+def _rotate(rows: Tensor, basis: BlockDiagonal | None) -> Tensor:
+    """``rows: [*K, N, S, d]`` in another basis ``[*K, d, d]``."""
+    return rows if basis is None else basis.after(rows.flatten(-3, -2)).reshape(rows.shape)
+
+
+def _same_units(uses: Sequence[Use]) -> list[list[Use]]:
+    """Group calls by their number of units; calls of different sizes cannot belong to the same units."""
+    groups: dict[int, list[Use]] = {}
+    for use in uses:
+        groups.setdefault(use.units, []).append(use)
+    return list(groups.values())
+
+
+def _chunks(units: int, entries: int) -> Iterator[slice]:
+    step = max(1, CHUNK // max(entries, 1))
+    for start in range(0, units, step):
+        yield slice(start, start + step)
