@@ -60,7 +60,8 @@ class Preconditioner:
         self.blocks = Blocks(model, self.curvature, strict=strict)
         self.step_count = 0
         device = self.blocks.parameters[0].device
-        self.damping_value = torch.tensor(self.damping.value, device=device)
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        self.damping_value = torch.tensor(self.damping.value, dtype=wide, device=device)
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         # On the CPU a decision costs nothing; elsewhere it would wait for the device, so decisions become arithmetic there.
         self.branch_on_host = device.type == "cpu"

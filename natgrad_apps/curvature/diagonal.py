@@ -35,7 +35,7 @@ class Diagonal(Curvature):
         """Fix the damped diagonal."""
         for state in states:
             state.cache["damped"] = state.moments["diagonal"] + damping.value
-            state.cache["damping"] = damping.value.clone()
+            state.cache["damping"] = damping.value.to(state.spec.dtype, copy=True)
 
     def multiply_power(self, state: State, v: Tensor, power: float) -> Tensor:
         """``(f + lambda)^power v``."""

@@ -62,7 +62,7 @@ class EKFAC(KFAC):
             squares_g = _squared_rotation(cached(state, "vectors_G"), old_g)
             state.moments["s"] = squares_g.before(squares_a.transposed.after(state.moments["s"]))
             state.cache = {n: v for n, v in state.cache.items() if not n.startswith("values_")}
-            state.cache["damping"] = damping.value.clone()
+            state.cache["damping"] = damping.value.to(state.spec.dtype, copy=True)
 
     def multiply_power(self, state: State, v: Tensor, power: float) -> Tensor:
         """Four products."""

@@ -55,7 +55,7 @@ class Exact(Curvature):
         damped = [_shift(state.moments["F"], damping.value) for state in states]
         for state, factor in zip(states, cholesky_many(damped), strict=True):
             state.cache["cholesky"] = factor
-            state.cache["damping"] = damping.value.clone()
+            state.cache["damping"] = damping.value.to(state.spec.dtype, copy=True)
 
     def multiply_power(self, state: State, v: Tensor, power: float) -> Tensor:
         """Triangular solves for -1, a product for 1, an eigendecomposition for other powers."""

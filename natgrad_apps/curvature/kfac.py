@@ -71,7 +71,7 @@ class KFAC(Curvature):
         else:
             refresh_eigenbasis(states)
             for state in states:
-                state.cache["damping"] = damping.value.clone()
+                state.cache["damping"] = damping.value.to(state.spec.dtype, copy=True)
 
     def _refresh_inverses(self, states: Sequence[State], damping: Tensor) -> None:
         names, damped = [], []
