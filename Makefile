@@ -43,7 +43,7 @@ test-gpu: $(DEV) ## Run the tests that need a CUDA device
 	@$(BIN)/python -m pytest -m gpu
 
 test-wheel: $(DEV) ## Build the wheel and run the tests against it from another folder
-	@$(BIN)/python tools/test_wheel.py --workers $(WORKERS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/packaging -v -m "not gpu and not network"
 
 lint: $(DEV) ## Check style, formatting and the direction of imports
 	@$(BIN)/python -m ruff check .

@@ -54,9 +54,8 @@ def resolve(torch: str) -> dict[str, str]:
         subprocess.run([*command, "--report", str(report), "-c", str(pin), "-e", f"{ROOT}[all,dev]"], check=True)
         installed = json.loads(report.read_text())["install"]
     found = {item["metadata"]["name"]: item["metadata"]["version"] for item in installed}
-    return {
-        name: version for name, version in sorted(found.items(), key=lambda pair: pair[0].lower()) if name not in {"natgrad-apps", "torch"}
-    }
+    del found["natgrad-apps"], found["torch"]
+    return dict(sorted(found.items(), key=lambda pair: pair[0].lower()))
 
 
 def main() -> None:

@@ -30,20 +30,23 @@ class Installation:
     package: Path
     elsewhere: Path
 
-    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def run(self, *arguments: str, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
         """Run the interpreter in the empty folder, with no path of the tests' own process.
 
         Args:
             arguments: Its command line.
             check: Whether a failure fails the test, with what was printed.
+            timeout: In seconds.
         """
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        environment["OMP_NUM_THREADS"] = "1"
-        done = subprocess.run(
-            [str(self.python), *arguments], cwd=self.elsewhere, env=environment, capture_output=True, text=True, timeout=240, check=False
-        )
+        return self.execute(self.python, *arguments, check=check, timeout=timeout)
+
+    def execute(self, program: Path, *arguments: str, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run a program in the same way."""
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+        line = [str(program), *arguments]
+        done = subprocess.run(line, cwd=self.elsewhere, env=environment, capture_output=True, text=True, timeout=timeout, check=False)
         if check:
-            assert done.returncode == 0, f"{arguments} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
+            assert done.returncode == 0, f"{line} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from natgrad_apps._version import __version__
 from tests.packaging.installed import ROOT, Installation
 
 pytestmark = pytest.mark.xdist_group("packaging")
 
+# Tests of the checkout rather than of the package.
+READ_THE_CHECKOUT = ("packaging", "docs", "meta", "benchmarks")
 APPLICATIONS = ("stable_baselines3", "gymnasium", "pyro", "torch_geometric", "matplotlib", "tensorboard", "rich", "jsonargparse", "yaml")
 
 WHERE = """
@@ -48,7 +54,24 @@ if __name__ == "__main__":
 """
 
 
-@pytest.fixture(params=["from_wheel", "editable"])
+@dataclass(frozen=True)
+class Survey:
+    """What a process in another folder finds.
+
+    Attributes:
+        version: Of the package.
+        core: Dependencies of applications that importing the core imported.
+        presets: Files of the presets, by kind and name.
+        files: Files of all modules, by dotted name.
+    """
+
+    version: str
+    core: list[str]
+    presets: dict[str, dict[str, str]]
+    files: dict[str, str]
+
+
+@pytest.fixture(scope="session", params=["from_wheel", "editable"])
 def installation(request: pytest.FixtureRequest) -> Installation:
     """Each way of installing in turn."""
     found = request.getfixturevalue(request.param)
@@ -56,21 +79,29 @@ def installation(request: pytest.FixtureRequest) -> Installation:
     return found
 
 
-def test_every_module_is_imported_from_the_installation(installation: Installation) -> None:
-    found = json.loads(installation.run("-c", WHERE.format(applications=APPLICATIONS)).stdout)
-    assert found["core"] == [], "importing the core imports an application's dependency"
-    outside = {name: file for name, file in found["files"].items() if not Path(file).is_relative_to(installation.package)}
+@pytest.fixture(scope="session")
+def survey(installation: Installation) -> Survey:
+    """Every module imported, every preset looked up."""
+    return Survey(**json.loads(installation.run("-c", WHERE.format(applications=APPLICATIONS)).stdout))
+
+
+def test_every_module_is_imported_from_the_installation(installation: Installation, survey: Survey) -> None:
+    outside = {name: file for name, file in survey.files.items() if not Path(file).is_relative_to(installation.package)}
     assert not outside
-    assert any(name.startswith("natgrad_apps.agents.") for name in found["files"])
+    assert any(name.startswith("natgrad_apps.agents.") for name in survey.files)
+    assert survey.version == __version__
 
 
-def test_presets_are_found(installation: Installation) -> None:
-    found = json.loads(installation.run("-c", WHERE.format(applications=APPLICATIONS)).stdout)["presets"]
+def test_core_imports_no_application(survey: Survey) -> None:
+    assert survey.core == []
+
+
+def test_presets_are_found(installation: Installation, survey: Survey) -> None:
     expected: dict[str, set[str]] = {}
     for path in (ROOT / "configs").rglob("*.yaml"):
         expected.setdefault(path.parent.name, set()).add(path.stem)
-    assert {kind: set(names) for kind, names in found.items()} == expected
-    assert all(Path(file).is_relative_to(installation.package) for names in found.values() for file in names.values())
+    assert {kind: set(names) for kind, names in survey.presets.items()} == expected
+    assert all(Path(file).is_relative_to(installation.package) for names in survey.presets.values() for file in names.values())
 
 
 def test_top_level_agents_cannot_be_imported(installation: Installation) -> None:
@@ -86,7 +117,7 @@ def test_objects_travel_to_spawned_children(installation: Installation) -> None:
 
 
 def test_command_runs(installation: Installation) -> None:
-    done = installation.run(str(installation.python.parent / "natgrad-acktr"), "--help")
+    done = installation.execute(installation.python.parent / "natgrad-acktr", "--help")
     assert {"train", "evaluate", "plot", "check"} <= set(done.stdout.replace(",", " ").replace("{", " ").replace("}", " ").split())
 
 
@@ -98,3 +129,23 @@ def test_types_reach_a_user_of_the_wheel(from_wheel: Installation) -> None:
     done = from_wheel.run("-m", "mypy", "--python-executable", str(from_wheel.python), script.name, check=False)
     errors = [line.split(" error: ")[0] for line in done.stdout.splitlines() if "[assignment]" in line]
     assert errors == ["user.py:3:", "user.py:4:"], done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_suite_passes_against_the_wheel(from_wheel: Installation, capfd: pytest.CaptureFixture[str]) -> None:
+    """The quick tests, in a folder that holds the tests and nothing else."""
+    folder = from_wheel.elsewhere / "suite"
+    shutil.copytree(ROOT / "tests", folder / "tests", ignore=shutil.ignore_patterns("__pycache__", *READ_THE_CHECKOUT))
+    shutil.copy2(ROOT / "pyproject.toml", folder)
+    (folder / "tests" / "test_where.py").write_text(
+        f"import natgrad_apps\n\n\ndef test_where():\n    assert natgrad_apps.__file__ == {str(from_wheel.package / '__init__.py')!r}\n"
+    )
+    done = from_wheel.run(
+        "-m", "pytest", "-q", "-n", "2", "--dist", "loadgroup", "--rootdir", str(folder), str(folder / "tests"), timeout=1700
+    )
+    with capfd.disabled():
+        print("\nagainst the wheel:", done.stdout.splitlines()[-1])
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    assert int(passed[1]) > 100, "the copy of the tests is not the suite"
