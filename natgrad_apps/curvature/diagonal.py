@@ -32,14 +32,13 @@ class Diagonal(Curvature):
         return {"diagonal": statistics.squared_gradient()}
 
     def refresh(self, states: Sequence[State], damping: DampingValue) -> None:
-        """Fix the damped diagonal."""
+        """Take over the damping; there is nothing to factorize, so products always use the newest diagonal."""
         for state in states:
-            state.cache["damped"] = state.moments["diagonal"] + damping.value
             state.cache["damping"] = damping.value.to(state.spec.dtype, copy=True)
 
     def multiply_power(self, state: State, v: Tensor, power: float) -> Tensor:
         """``(f + lambda)^power v``."""
-        damped = require_cache(state, "damped")
+        damped = _damped(state)
         return v / damped if power == -1 else v * damped**power
 
     def quadratic(self, state: State, v: Tensor) -> Tensor:
@@ -48,9 +47,13 @@ class Diagonal(Curvature):
 
     def logdet(self, state: State) -> Tensor:
         """``sum_ij log(f_ij + lambda)``."""
-        return require_cache(state, "damped").log().sum()
+        return _damped(state).log().sum()
 
     def eigenvalue_range(self, state: State) -> tuple[Tensor, Tensor]:
         """Smallest and largest entry."""
         low, high = torch.aminmax(state.moments["diagonal"])
         return low, high
+
+
+def _damped(state: State) -> Tensor:
+    return require_cache(state, "damping") + state.moments["diagonal"]
