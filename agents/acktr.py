@@ -1,0 +1,242 @@
+"""`ACKTR`: a natural-gradient actor-critic with a KL trust region, as an SB3 algorithm."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, ClassVar, NoReturn, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from torch.nn.functional import mse_loss
+from typing_extensions import Unpack
+
+from natgrad_apps.agents import random_state
+from natgrad_apps.agents.diagnostics import Diagnostics, Losses, record, to_numbers, warn_skipped
+from natgrad_apps.agents.heads import Heads, observed_targets
+from natgrad_apps.agents.networks import ACKTRCnnPolicy
+from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
+from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.optim import NaturalGradient
+
+Self = TypeVar("Self", bound="ACKTR")
+
+RESIDUAL_WEIGHT = 0.1
+"""Weight of a new rollout in the running mean square of the critic's residual."""
+
+SMALLEST_VARIANCE = 1e-8
+"""Lower bound of that mean square, for environments without rewards."""
+
+
+class ACKTR(OnPolicyAlgorithm):
+    """Actor-critic using the Kronecker-factored trust region.
+
+    Each rollout of ``n_steps * n_envs`` transitions gives one update: one forward pass, Fisher statistics of the joint model
+    ``p(a, v | s) = pi(a | s) Normal(v; V(s), scale)`` from freshly drawn actions and values, the A2C loss
+    ``-E[advantage log pi(a | s)] + vf_coef E[(return - V(s))^2] - ent_coef E[entropy]``, and one step of `NaturalGradient`. The trunk may be shared or not.
+
+    Everything else is SB3's: rollouts, callbacks, schedules, VecNormalize, ``predict``, ``save`` and ``load``. The curvature, the momentum and the random state
+    of the Fisher are in ``policy.optimizer.state_dict()``, so ``load`` brings them back; ``save`` also keeps the states of the global generators, and
+    ``load`` restores them, so that training goes on as if it had not stopped if the environment is in the same state too (`force_reset=False`).
+
+    Departures from the paper: advantages from GAE, normalized in each rollout, one trust region with momentum inside it, the undamped Fisher in the bound, and
+    the critic's noise tied to its residual (`NaturalGradientOptions.vf_fisher_coef`). Each is an argument.
+    Reference: Wu, Mansimov, Liao, Grosse & Ba, Scalable trust-region method for deep reinforcement learning using Kronecker-factored approximation, NeurIPS
+    2017, arXiv 1708.05144.
+
+    Args:
+        policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (with `ACKTRCnn`), ``"MultiInputPolicy"``, or an SB3 actor-critic policy class.
+        env: An environment, a vectorized environment, or the name of a registered one. Actions: Discrete, Box, MultiDiscrete, MultiBinary.
+        natural_gradient: `NaturalGradientOptions`, a mapping of some of its fields, or None for the defaults.
+        **kwargs: SB3's own arguments; see `OnPolicyArguments`.
+
+    Raises:
+        TypeError: An unknown argument.
+        ConfigError: A value is not legal, or the action space or policy has no known Fisher.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ACKTRCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        *,
+        natural_gradient: NaturalGradientOptions | Mapping[str, Any] | None = None,
+        **kwargs: Unpack[OnPolicyArguments],
+    ) -> None:
+        for name in kwargs:
+            if name not in DEFAULTS:
+                _reject(name)
+        given: dict[str, Any] = {**DEFAULTS, **kwargs}
+        self.natural_gradient = NaturalGradientOptions.of(natural_gradient)
+        self.normalize_advantage = bool(given.pop("normalize_advantage"))
+        self._value_variance: float | None = None
+        self._random_state: dict[str, Any] | None = None
+        self._log_interval: int | None = 1
+        self._updates_at_start = 0
+        _check(given)
+        set_up = given.pop("_init_setup_model")
+        # The base class clips unconditionally; an infinite bound leaves every gradient as it is.
+        given["max_grad_norm"] = math.inf if given["max_grad_norm"] is None else float(given["max_grad_norm"])
+        super().__init__(
+            policy,
+            env,
+            **given,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        if set_up:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        """Build buffer and policy as SB3 does, then give the policy its natural-gradient optimizer."""
+        if "optimizer_class" in self.policy_kwargs or "optimizer_kwargs" in self.policy_kwargs:
+            raise ConfigError(
+                "ACKTR brings its own optimizer: drop optimizer_class and optimizer_kwargs from policy_kwargs and use natural_gradient=..."
+            )
+        _check_action_space(self.action_space)
+        super()._setup_model()
+        self.policy.optimizer = self.natural_gradient.create_optimizer(self.policy, self.lr_schedule(1), self.seed)
+        self._diagnostics = Diagnostics(measure_kl=self.natural_gradient.measure_kl)
+
+    @property
+    def optimizer(self) -> NaturalGradient:
+        """The policy's optimizer."""
+        optimizer = self.policy.optimizer
+        assert isinstance(optimizer, NaturalGradient)
+        return optimizer
+
+    def train(self) -> None:
+        """One natural-gradient update on the current rollout."""
+        policy, optimizer = self.policy, self.optimizer
+        policy.set_training_mode(True)
+        self._update_learning_rate(optimizer)
+        scale, value_weight = self._critic_scale()
+        (batch,) = self.rollout_buffer.get(batch_size=None)
+        actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
+
+        with optimizer.capture():
+            values, log_prob, entropy = policy.evaluate_actions(batch.observations, actions)
+            heads = Heads.of(policy, values, scale)
+            empirical = optimizer.preconditioner.fisher.kind == "empirical"
+            optimizer.observe(heads.joint, observed_targets(policy, actions, batch.returns) if empirical else None)
+
+        advantages = batch.advantages
+        if self.normalize_advantage and advantages.numel() > 1:
+            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+        # Without a closed form, -log pi at the rollout's actions estimates the entropy without bias.
+        entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
+        losses = Losses(-(advantages * log_prob).mean(), mse_loss(values.flatten(), batch.returns), entropy_loss)
+        loss = losses.policy_loss + self.vf_coef * value_weight * losses.value_loss + self.ent_coef * losses.entropy_loss
+
+        optimizer.zero_grad()
+        loss.backward()
+        if math.isfinite(self.max_grad_norm):
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+        before = heads.detach() if self._is_logged() else None
+        info = optimizer.step()
+        self._n_updates += 1
+
+        def after() -> Heads:
+            return Heads.of(policy, policy.evaluate_actions(batch.observations, actions)[0], scale)
+
+        numbers = to_numbers(
+            {**losses.items(), **self._diagnostics.collect(optimizer, info, before, after, self._n_updates), "skipped": info.skipped}
+        )
+        if numbers.pop("skipped"):
+            warn_skipped(self._n_updates, self.rollout_buffer)
+        record(self.logger, numbers, self.rollout_buffer, self._n_updates)
+
+    def _critic_scale(self) -> tuple[float, float]:
+        """Standard deviation of the critic in the Fisher, and the factor of the value loss that belongs to it."""
+        coefficient = self.natural_gradient.vf_fisher_coef
+        if coefficient != AUTO:
+            return 1.0 / math.sqrt(float(coefficient)), 1.0
+        residual = float(np.square(self.rollout_buffer.returns - self.rollout_buffer.values, dtype=np.float64).mean())
+        if math.isfinite(residual):
+            old = self._value_variance
+            self._value_variance = residual if old is None else old + RESIDUAL_WEIGHT * (residual - old)
+        variance = max(self._value_variance or 1.0, SMALLEST_VARIANCE)
+        return math.sqrt(variance), 1.0 / variance
+
+    def _is_logged(self) -> bool:
+        """Whether the logger will write what this update records: SB3 writes before each ``log_interval``-th update."""
+        done = self._n_updates - self._updates_at_start + 1
+        return self._log_interval is not None and (done + 1) % self._log_interval == 0
+
+    def learn(
+        self: Self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 10,
+        tb_log_name: str = "ACKTR",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """As in SB3; `log_interval` counts updates, and numbers that cost something are computed for the updates that are written only."""
+        self._log_interval, self._updates_at_start = log_interval, self._n_updates
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def save(self, path: str | Path | BufferedIOBase, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None) -> None:
+        """As in SB3, with the states of the global generators of torch and numpy."""
+        self._random_state = random_state.capture(self.device)
+        super().save(path, exclude, include)
+
+    @classmethod
+    def load(cls: type[Self], path: str | Path | BufferedIOBase, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
+        """As in SB3; also restores the states of the global generators, unless a new `seed` is given."""
+        model = super().load(path, env, *args, **kwargs)
+        if model._random_state is not None and "seed" not in kwargs:
+            random_state.restore(model._random_state, model.device)
+        return model
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_diagnostics"]
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    """Raise unless the numbers are legal and the policy's Fisher is known."""
+    if given["use_sde"]:
+        raise ConfigError(
+            "ACKTR does not support use_sde=True: with state-dependent exploration the policy's variance depends on its features, and that Fisher is not "
+            "estimated here; use use_sde=False (independent Gaussian noise)"
+        )
+    for name in ("n_steps", "gamma", "max_grad_norm"):
+        if given[name] is not None:
+            check_positive(name, given[name])
+    for name in ("ent_coef", "vf_coef", "gae_lambda"):
+        check_positive(name, given[name], allow_zero=True)
+    for name in ("gamma", "gae_lambda"):
+        if given[name] > 1:
+            raise ConfigError(f"{name} must be at most 1, got {given[name]!r}")
+
+
+def _check_action_space(space: spaces.Space[Any]) -> None:
+    """Raise unless there is something to choose."""
+    choices = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.flatten() if isinstance(space, spaces.MultiDiscrete) else [2]
+    if max(choices) < 2:  # noqa: PLR2004
+        raise ConfigError(f"the action space {space} has a single action, so there is no policy to learn")
+
+
+def _reject(name: str) -> NoReturn:
+    """Raise the error for an unknown argument."""
+    options = [f.name for f in dataclasses.fields(NaturalGradientOptions)]
+    if name in options:
+        raise TypeError(f"ACKTR got an unexpected argument {name!r}; it belongs to natural_gradient={{{name!r}: ...}}")
+    legal = [n for n in DEFAULTS if not n.startswith("_")]
+    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise TypeError(f"ACKTR got an unexpected argument {name!r}{hint}; legal: policy, env, natural_gradient, {', '.join(legal)}")
