@@ -31,10 +31,10 @@ class Proposal:
     quadratic: Callable[[Sequence[Tensor]], Mapping[str, Tensor]]
 
     def combine(self, scale: Tensor | float = 1.0) -> list[Tensor]:
-        """``d = momentum d_prev - scale lr P`` for each parameter."""
+        """``d = momentum d_prev - scale lr P`` for each parameter. Consumes `preconditioned`: the result takes its memory."""
         update = []
         for p, v, lr, momentum in zip(self.preconditioned, self.velocity, self.lr, self.momentum, strict=True):
-            d = p * (-lr * scale)
+            d = p.mul_(-lr * scale)
             update.append(d if v is None or momentum == 0 else d.add_(v, alpha=momentum))
         return update
 

@@ -37,4 +37,4 @@ class KLTrustRegion(StepRule):
         # One part in a million below the bound, so that rounding in the products cannot lift the recomputed form above it.
         scale = torch.where(total > bound, torch.sqrt(bound / total.clamp_min(bound)) * (1 - 1e-6), torch.ones_like(total))
         square = scale.square()
-        return Outcome([d * scale for d in update], scale, square * total / 2, {name: q * square for name, q in quadratic.items()})
+        return Outcome([d.mul_(scale) for d in update], scale, square * total / 2, {name: q * square for name, q in quadratic.items()})
