@@ -118,15 +118,17 @@ class Blocks(Mapping[str, Block]):
         if self._warned:
             return
         self._warned = True
-        names = [(block.spec.name, block.parameters[0].numel()) for block in self.bare if id(block.parameters[0]) not in known]
-        if not names:
+        found = [block for block in self.bare if id(block.parameters[0]) not in known]
+        if not found:
             return
         total = sum(p.numel() for p in self.parameters)
-        share = 100.0 * sum(n for _, n in names) / total
-        message = f"{len(names)} parameters ({share:.3g}% of {total} weights) have no layer adapter: {', '.join(n for n, _ in names)}"
+        share = 100.0 * sum(block.parameters[0].numel() for block in found) / total
+        names = ", ".join(block.spec.name for block in found)
+        message = f"{len(found)} parameters ({share:.3g}% of {total} weights) have no layer adapter: {names}"
         if self._strict:
             raise UnsupportedLayerError(f"{message}; freeze them, use supported layers, or pass strict=False for the diagonal fallback")
-        warnings.warn(f"{message}; they use the diagonal Fisher fallback (strict=True makes this an error)", UnsupportedLayerWarning, stacklevel=4)
+        message += "; they use the diagonal Fisher fallback (strict=True makes this an error)"
+        warnings.warn(message, UnsupportedLayerWarning, stacklevel=4)
 
     def state_dict(self) -> dict[str, dict[str, object]]:
         """Counts, moments and caches of every block."""
@@ -153,12 +155,16 @@ class Blocks(Mapping[str, Block]):
                 self.make_bare(name)
         missing, unknown = sorted(set(self._blocks) - set(saved)), sorted(set(saved) - set(self._blocks))
         if missing or unknown:
-            raise ConfigError(f"the saved curvature belongs to another model: blocks missing in it: {missing}, blocks unknown here: {unknown}")
+            raise ConfigError(
+                f"the saved curvature belongs to another model: blocks missing in it: {missing}, blocks unknown here: {unknown}"
+            )
         for name, block in self._blocks.items():
             entry, state, spec = saved[name], block.state, block.spec
             given, own = (entry["curvature"], entry["shape"]), (type(block.curvature).__name__, list(spec.shape))
             if given != own:
-                raise ConfigError(f"the saved state of block {name!r} is {given[0]} of shape {given[1]}; this one is {own[0]} of shape {own[1]}")
+                raise ConfigError(
+                    f"the saved state of block {name!r} is {given[0]} of shape {given[1]}; this one is {own[0]} of shape {own[1]}"
+                )
             for part in ("moments", "cache"):
                 values = entry[part]
                 assert isinstance(values, Mapping)
@@ -166,4 +172,3 @@ class Blocks(Mapping[str, Block]):
             count = entry["count"]
             assert isinstance(count, Tensor)
             state.count = count.to(spec.device, spec.dtype, copy=True)
-

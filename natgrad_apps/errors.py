@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -61,7 +62,7 @@ def check_positive(name: str, value: float, *, allow_zero: bool = False) -> None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
     legal = value >= 0 if allow_zero else value > 0
-    if not legal or value != value or value == float("inf"):
+    if not legal or not math.isfinite(value):
         bound = ">= 0" if allow_zero else "> 0"
         raise ConfigError(f"{name} must be finite and {bound}, got {value!r}")
 

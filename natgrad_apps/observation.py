@@ -63,8 +63,8 @@ class Observer:
     def observe(self, likelihood: Likelihood, targets: Any) -> dict[str, Moments]:
         """Propagate the Fisher columns and measure every block that the likelihood depends on.
 
-        Layers whose module was not called are left out. If the outputs depend on the weight of such a layer all the same, other code reads it, and it
-        becomes bare parameters for good.
+        Layers whose module was not called are left out. If the outputs depend on the weight of such a layer all the
+        same, other code reads it, and it becomes bare parameters for good.
         """
         if not self._capture.active:
             raise CaptureError("observe() belongs inside `with optimizer.capture():`, after the forward pass")
@@ -75,7 +75,9 @@ class Observer:
             observed = set(map(id, self._observed))
             calls = [call for call in self._capture.calls if id(call) not in observed]
             if self._blocks.layers and not self._capture.calls:
-                raise CaptureError("observe() found no forward pass: run the model with gradients enabled inside `with optimizer.capture():` first")
+                raise CaptureError(
+                    "observe() found no forward pass: run the model with gradients enabled inside `with optimizer.capture():` first"
+                )
             self._find_functional_layers(likelihood, columns)
             known = {id(parameter): value for parameter, value in likelihood.known_fisher()}
             self._blocks.report(known)
@@ -84,7 +86,9 @@ class Observer:
             gradients = _transpose([backward(likelihood.outputs, inputs, column) for column in columns], len(inputs))
             first_bare = len(calls) + len(self._observed)
             if any(gradients[len(calls) : first_bare]):
-                raise CaptureError("this forward pass was observed already; heads that share a forward pass belong into one Joint(policy, value)")
+                raise CaptureError(
+                    "this forward pass was observed already; heads that share a forward pass belong into one Joint(policy, value)"
+                )
             moments = self._measure_layers(likelihood.num_terms, calls, gradients[: len(calls)], columns)
             bare_gradients = {block.spec.name: own for block, own in zip(bare, gradients[first_bare:], strict=True)}
             for block in self._blocks.bare:
@@ -96,7 +100,9 @@ class Observer:
                     statistics = ParameterStatistics(block.spec, own, likelihood.num_terms, value)
                     moments[block.spec.name] = Moments(block.curvature.measure(block.state, statistics), likelihood.num_terms)
         if not moments:
-            raise CaptureError("the likelihood does not depend on any trainable parameter; build it from the outputs of the captured forward pass")
+            raise CaptureError(
+                "the likelihood does not depend on any trainable parameter; build it from the outputs of the captured forward pass"
+            )
         self.seen.update(moments)
         self.batches += 1
         return moments
@@ -157,7 +163,10 @@ class Observer:
 
 
 def _transpose(found: Sequence[Sequence[Tensor | None]], size: int) -> list[list[Tensor]]:
-    """Gradients of each input over the columns. What one column does not reach no column reaches, because heads without a share are zero, not absent."""
+    """Gradients of each input over the columns.
+
+    What one column does not reach no column reaches, because heads without a share in a column are zero there, not absent.
+    """
     return [[g for g in (column[i] for column in found) if g is not None] for i in range(size)]
 
 
@@ -168,4 +177,3 @@ def _blocks_by_module(blocks: Blocks) -> dict[nn.Module, list[str]]:
         for module in block.layer.modules if block.layer is not None else ():
             found.setdefault(module, []).append(name)
     return found
-

@@ -110,8 +110,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """Take one step.
 
         Args:
-            closure: Returns the loss on the batch of the step; calls no ``backward``. Needed by an adaptive damping only, which calls it before and after
-                the step.
+            closure: Returns the loss on the batch of the step; calls no ``backward``. Needed by an adaptive damping
+                only, which calls it before and after the step.
 
         Returns:
             What was done; its entries stay on the device.
@@ -123,7 +123,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         core = self.preconditioner
         if core.damping.adaptive and closure is None:
-            raise ConfigError(f"damping {type(core.damping).__name__} needs step(closure) with a closure that returns the loss on this batch")
+            rule = type(core.damping).__name__
+            raise ConfigError(f"damping {rule} needs step(closure) with a closure that returns the loss on this batch")
         gradients = {p: _with_decay(p, group["weight_decay"]) for group in self.param_groups for p in group["params"] if p.grad is not None}
         if not gradients:
             raise ConfigError("no parameter has a gradient; call loss.backward() before step()")
@@ -149,7 +150,9 @@ class NaturalGradient(torch.optim.Optimizer):
     def _options(self, name: str) -> dict[Tensor, Any]:
         return {p: group[name] for group in self.param_groups for p in group["params"]}
 
-    def _proposal(self, parameters: Sequence[nn.Parameter], directions: Mapping[nn.Parameter, Tensor], gradients: Mapping[Any, Tensor]) -> Proposal:
+    def _proposal(
+        self, parameters: Sequence[nn.Parameter], directions: Mapping[nn.Parameter, Tensor], gradients: Mapping[Any, Tensor]
+    ) -> Proposal:
         lr, momentum = self._options("lr"), self._options("momentum")
         core = self.preconditioner
 
@@ -248,4 +251,3 @@ def _with_decay(parameter: nn.Parameter, weight_decay: float) -> Tensor:
     if gradient.is_sparse:
         gradient = gradient.to_dense()
     return gradient if weight_decay == 0 else gradient.add(parameter, alpha=weight_decay)
-

@@ -53,7 +53,7 @@ class Preconditioner:
         strict: bool = False,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}; layers are found through its modules")
+            raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}; layers are found through modules")
         self.curvature = curvatures.build(curvature)
         self.damping = dampings.build(damping)
         self.refresh = refreshes.build(refresh)
@@ -108,7 +108,8 @@ class Preconditioner:
             UnsupportedLayerError: A parameter has no layer adapter, under ``strict=True``.
         """
         if not isinstance(likelihood, Likelihood):
-            raise TypeError(f"observe() needs a natgrad_apps.likelihoods object such as Categorical(logits), got {type(likelihood).__name__}")
+            given = type(likelihood).__name__
+            raise TypeError(f"observe() needs a natgrad_apps.likelihoods object such as Categorical(logits), got {given}")
         if not self.statistics_due:
             return
         for name, new in self._observer.observe(likelihood, targets).items():
@@ -122,8 +123,8 @@ class Preconditioner:
             accept: A 0-d boolean tensor; false rejects the batch (a gradient was not finite).
 
         Returns:
-            Whether the batch was accepted, a 0-d boolean tensor: false too if a statistic is not finite. A rejected batch changes nothing but
-            `skipped_steps`.
+            Whether the batch was accepted, a 0-d boolean tensor: false too if a statistic is not finite. A rejected
+            batch changes nothing but `skipped_steps`.
 
         Raises:
             CaptureError: Nothing was ever observed.
@@ -133,9 +134,9 @@ class Preconditioner:
         if not seen:
             raise CaptureError("no statistics yet: call observe() inside `with optimizer.capture():` before the first step")
         checks = [self.blocks[name].curvature.finite(pending.values) for name, pending in self._pending.items()]
-        accept = torch.stack([c for c in (*checks, accept) if c is not None]).all() if checks or accept is not None else None
         if accept is None:
             accept = torch.ones((), dtype=torch.bool, device=self.damping_value.device)
+        accept = torch.stack([accept, *checks]).all()
         due = seen & set(self.refresh.blocks_due(self.step_count, list(self.blocks))) | (seen - self._ready)
         self.step_count += 1
         self.skipped_steps += ~accept
@@ -144,7 +145,8 @@ class Preconditioner:
         if known is False:
             self._ready -= due  # what was due is done at the next step
             if self.branch_on_host:
-                warnings.warn(f"step {self.step_count} was skipped: a gradient or statistic is NaN or infinite", NonFiniteWarning, stacklevel=3)
+                message = f"step {self.step_count} was skipped: a gradient or statistic is NaN or infinite"
+                warnings.warn(message, NonFiniteWarning, stacklevel=3)
             return accept
         for name, new in pending.items():
             block = self.blocks[name]

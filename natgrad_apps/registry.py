@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -24,20 +23,21 @@ def component_name(cls: type) -> str:
 
 
 @cache
-def available(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
-    """Concrete subclasses of `base` defined in the modules of `package`, by name.
-
-    Modules whose name starts with an underscore and ``base`` itself are skipped.
-    """
-    found: dict[str, type[T]] = {}
+def _classes(package: ModuleType) -> tuple[type, ...]:
+    """Concrete classes defined in the modules of a folder; underscored modules and ``base`` are left out."""
+    found: list[type] = []
     for info in pkgutil.iter_modules(package.__path__):
         if info.name.startswith("_") or info.name == "base":
             continue
         module = importlib.import_module(f"{package.__name__}.{info.name}")
-        for value in vars(module).values():
-            if inspect.isclass(value) and issubclass(value, base) and value.__module__ == module.__name__ and not inspect.isabstract(value):
-                found[component_name(value)] = value
-    return found
+        own = [value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__]
+        found += [value for value in own if not inspect.isabstract(value)]
+    return tuple(found)
+
+
+def available(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
+    """Concrete subclasses of `base` defined in the modules of `package`, by name."""
+    return {component_name(cls): cls for cls in _classes(package) if issubclass(cls, base)}
 
 
 def build(package: ModuleType, base: type[T], spec: object, kind: str) -> T:
@@ -46,8 +46,8 @@ def build(package: ModuleType, base: type[T], spec: object, kind: str) -> T:
     Args:
         package: The folder that is scanned.
         base: The type of the component.
-        spec: A component (returned as it is), a name such as ``"kfac"``, or a mapping with the key ``name`` and the component's fields, such as
-            ``{"name": "kfac", "decay": 0.99}``.
+        spec: A component (returned as it is), a name such as ``"kfac"``, or a mapping with the key ``name`` and the
+            component's fields, such as ``{"name": "kfac", "decay": 0.99}``.
         kind: Word for the error messages.
 
     Raises:
@@ -58,7 +58,9 @@ def build(package: ModuleType, base: type[T], spec: object, kind: str) -> T:
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping):
-        raise ConfigError(f"{kind} must be a name, a mapping with 'name', or a {base.__name__} object; got {spec!r} of type {type(spec).__name__}")
+        raise ConfigError(
+            f"{kind} must be a name, a mapping with 'name', or a {base.__name__} object; got {spec!r} of type {type(spec).__name__}"
+        )
     fields: dict[str, Any] = dict(spec)
     if "name" not in fields:
         raise ConfigError(f"{kind} has no 'name'; got the keys {sorted(fields)}; available: {', '.join(sorted(available(package, base)))}")
@@ -67,7 +69,7 @@ def build(package: ModuleType, base: type[T], spec: object, kind: str) -> T:
     if name not in classes:
         raise unknown_name(kind, str(name), classes)
     cls = classes[name]
-    legal = [f.name for f in dataclasses.fields(cls) if f.init] if dataclasses.is_dataclass(cls) else list(inspect.signature(cls).parameters)
+    legal = list(inspect.signature(cls).parameters)
     for field in fields:
         if field not in legal:
             raise unknown_name(f"option of {kind} {name!r}:", field, legal)

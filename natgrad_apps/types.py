@@ -72,9 +72,10 @@ class Info:
     """What one optimizer step did. Every entry is a tensor on the device; reading one as a number is the only synchronization.
 
     Attributes:
-        predicted_kl: Half the quadratic form of the step, in nats. `KLTrustRegion`: exactly ``1/2 d^T F d`` for the undamped ``F`` and the step ``d``
-            that was taken, momentum included. `Plain` and `KLClip`: ``1/2 d^T g``-type value of the step without its momentum in the *damped*
-            metric, which needs no further product and bounds the undamped value from above.
+        predicted_kl: Half the quadratic form of the step, in nats. `KLTrustRegion`: exactly ``1/2 d^T F d`` for the
+            undamped ``F`` and the step ``d`` that was taken, momentum included. `Plain` and `KLClip`: ``1/2 d^T
+            g``-type value of the step without its momentum in the *damped* metric, which needs no further product and
+            bounds the undamped value from above.
         scale: Factor applied by the step rule, 1 when the rule did not act, 0 when the step was skipped.
         damping: ``lambda``.
         skipped: 1 if the step was skipped because a gradient or statistic was not finite, else 0.

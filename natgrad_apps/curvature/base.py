@@ -1,8 +1,8 @@
 """The contract of a curvature approximation.
 
-A curvature is a frozen dataclass of hyperparameters; what it learns lives in `State`. With ``F`` the Fisher block of a layer and ``F_d`` its damped
-form, every application is served by four products: ``F_d^-1 v`` (each optimizer step), ``F_d v`` and ``v^T F v`` (trust regions), ``F_d^-1/2 v``
-and ``logdet F_d`` (posterior samples and entropy).
+A curvature is a frozen dataclass of hyperparameters; what it learns lives in `State`. With ``F`` the Fisher block of a
+layer and ``F_d`` its damped form, every application is served by four products: ``F_d^-1 v`` (each optimizer step),
+``F_d v`` and ``v^T F v`` (trust regions), ``F_d^-1/2 v`` and ``logdet F_d`` (posterior samples and entropy).
 
 Methods take one block at a time except `refresh`, which sees all blocks that are due, so that equal-sized factorizations run as one batch.
 """
@@ -109,4 +109,3 @@ def require_cache(state: State, name: str) -> Tensor:
     if name not in state.cache:
         raise ConfigError(f"block {state.spec.name!r} has no {name!r} yet; observe a batch and call update() before multiplying")
     return state.cache[name]
-

@@ -22,8 +22,8 @@ class Diagonal(Curvature):
     Shapes: moment ``diagonal: [*K, d_out, d_in]``.
     Cost: accumulate ``C N S d_out d_in``, refresh none; memory ``d_out d_in``.
     Departures from the paper: none; Adam-like methods use the square of the batch mean instead, which is biased by the batch size.
-    Reference: Becker & LeCun, Improving the convergence of back-propagation learning with second order methods, 1988; for the Fisher, Amari, Natural
-    gradient works efficiently in learning, Neural Computation 1998.
+    Reference: Becker & LeCun, Improving the convergence of back-propagation learning with second order methods, 1988;
+    for the Fisher, Amari, Natural gradient works efficiently in learning, Neural Computation 1998.
     """
 
     def measure(self, state: State, statistics: Statistics) -> dict[str, Tensor]:

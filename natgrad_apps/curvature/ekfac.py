@@ -20,21 +20,21 @@ from natgrad_apps.types import DampingValue, State
 class EKFAC(KFAC):
     r"""Eigenvalue-corrected K-FAC.
 
-    ``F ~ (Q_G (x) Q_A) diag(s) (Q_G (x) Q_A)^T`` with ``Q_A, Q_G`` the eigenvectors of the K-FAC factors and
-    ``s = 1/M sum_n (Q_G^T g_n a_n^T Q_A)^2`` (George et al. 2018, equation 6), the diagonal nearest to ``F`` in Frobenius norm in that basis; damped
-    ``F_d = ... diag(s + lambda) ...``, so every damping is exact and ``factored`` makes no difference.
+    ``F ~ (Q_G (x) Q_A) diag(s) (Q_G (x) Q_A)^T`` with ``Q_A, Q_G`` the eigenvectors of the K-FAC factors and ``s = 1/M
+    sum_n (Q_G^T g_n a_n^T Q_A)^2`` (George et al. 2018, equation 6), the diagonal nearest to ``F`` in Frobenius norm in
+    that basis; damped ``F_d = ... diag(s + lambda) ...``, so every damping is exact and ``factored`` makes no
+    difference.
 
-    When the basis changes, the running average of ``s`` is carried over by the same projection: the diagonal of the old approximation in the new basis,
-    ``s_new = (R_G * R_G) s (R_A * R_A)^T`` with ``R = Q_new^T Q_old``.
+    When the basis changes, the running average of ``s`` is carried over by the same projection: the diagonal of the old
+    approximation in the new basis, ``s_new = (R_G * R_G) s (R_A * R_A)^T`` with ``R = Q_new^T Q_old``.
 
     Shapes: moments ``A``, ``G`` as in K-FAC, ``s: [*K, d_out, d_in]``.
     Cost: accumulate as K-FAC plus ``N S d_in^2 + C N S d_out (d_in + d_out)``; refresh about ``10 (d_in^3 + d_out^3)``; apply
     ``4 d_out d_in (d_out + d_in)``; memory as K-FAC plus ``d_out d_in``.
     Departures from the paper: the sampled Fisher by default, where the paper's experiments use the empirical one.
-    Reference: George, Laurent, Bouthillier, Ballas & Vincent, Fast approximate natural gradient descent in a Kronecker-factored eigenbasis, NeurIPS 2018,
-    arXiv 1806.03884.
+    Reference: George, Laurent, Bouthillier, Ballas & Vincent, Fast approximate natural gradient descent in a
+    Kronecker-factored eigenbasis, NeurIPS 2018, arXiv 1806.03884.
     """
-
 
     def measure(self, state: State, statistics: Statistics) -> dict[str, Tensor]:
         """``A``, ``G`` and ``s`` of this batch; before the first refresh the basis is that of the batch itself."""

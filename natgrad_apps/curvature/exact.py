@@ -41,7 +41,10 @@ class Exact(Curvature):
         """
         size = spec.d_out * spec.d_in
         if size > self.max_size:
-            raise ConfigError(f"curvature 'exact' on {spec.name!r} needs a {size} x {size} matrix, above max_size={self.max_size}; use 'kfac' or raise max_size")
+            raise ConfigError(
+                f"curvature 'exact' on {spec.name!r} needs a {size} x {size} matrix, above max_size={self.max_size}; "
+                "use 'kfac' or raise max_size"
+            )
         return super().init(spec)
 
     def measure(self, state: State, statistics: Statistics) -> dict[str, Tensor]:

@@ -20,19 +20,22 @@ from natgrad_apps.types import BlockSpec, DampingValue, State
 class KFAC(Curvature):
     r"""Kronecker-factored approximate curvature.
 
-    ``F ~ G (x) A`` for row-major ``vec(W)``, ``A = E[a a^T]``, ``G = E[g g^T]`` (K-FAC equation 1; KFC equations 14-16 for convolutions), so that
-    ``F v = G v A`` for ``v: [*K, d_out, d_in]``.
+    ``F ~ G (x) A`` for row-major ``vec(W)``, ``A = E[a a^T]``, ``G = E[g g^T]`` (K-FAC equation 1; KFC equations 14-16
+    for convolutions), so that ``F v = G v A`` for ``v: [*K, d_out, d_in]``.
 
-    Damping. `Tikhonov` is exact: ``F_d = G (x) A + lambda I`` through eigendecompositions of both factors. A factored damping (`FactoredTikhonov`,
-    `LevenbergMarquardt`) gives ``F_d = (G + gamma/pi I) (x) (A + pi gamma I)``, ``gamma = sqrt(lambda)``, ``pi^2 = (tr A/d_in) / (tr G/d_out)``
-    (section 6.3), through Cholesky inverses, which is several times cheaper.
+    Damping. `Tikhonov` is exact: ``F_d = G (x) A + lambda I`` through eigendecompositions of both factors. A factored
+    damping (`FactoredTikhonov`, `LevenbergMarquardt`) gives ``F_d = (G + gamma/pi I) (x) (A + pi gamma I)``, ``gamma =
+    sqrt(lambda)``, ``pi^2 = (tr A/d_in) / (tr G/d_out)`` (section 6.3), through Cholesky inverses, which is several
+    times cheaper.
 
-    Shapes: moments ``A: [*K, d_in, d_in]``, ``G: [*K, d_out, d_out]``; a factor wider than `max_factor_size` is kept as diagonal blocks of equal size.
+    Shapes: moments ``A: [*K, d_in, d_in]``, ``G: [*K, d_out, d_out]``; a factor wider than `max_factor_size` is kept as
+    diagonal blocks of equal size.
     Cost: accumulate ``N S (d_in^2 + C d_out^2)``, refresh ``d_in^3 + d_out^3`` (about 10 times that for `Tikhonov`), apply
     ``2 d_out d_in (d_out + d_in)`` (twice that for `Tikhonov`); memory ``2 (d_in^2 + d_out^2)``.
     Departures from the paper: no block-tridiagonal inverse.
-    Reference: Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015, arXiv 1503.05671; Grosse & Martens,
-    A Kronecker-factored approximate Fisher matrix for convolution layers, ICML 2016, arXiv 1602.01407.
+    Reference: Martens & Grosse, Optimizing neural networks with Kronecker-factored approximate curvature, ICML 2015,
+    arXiv 1503.05671; Grosse & Martens, A Kronecker-factored approximate Fisher matrix for convolution layers, ICML
+    2016, arXiv 1602.01407.
 
     Attributes:
         decay: See `Curvature`.
@@ -56,9 +59,8 @@ class KFAC(Curvature):
     def measure(self, state: State, statistics: Statistics) -> dict[str, Tensor]:
         """``A`` and ``G`` of this batch."""
         assert isinstance(statistics, LayerStatistics)
-        return {
-            name: statistics.input_moment(part) if name[0] == "A" else statistics.gradient_moment(part) for name, part in self.parts(state.spec)
-        }
+        moment = {"A": statistics.input_moment, "G": statistics.gradient_moment}
+        return {name: moment[name[0]](part) for name, part in self.parts(state.spec)}
 
     def finite(self, moments: dict[str, Tensor]) -> Tensor:
         """The traces suffice: a finite trace bounds every entry of a second moment (Cauchy-Schwarz)."""

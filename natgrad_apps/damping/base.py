@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +11,7 @@ from natgrad_apps.errors import check_positive
 
 
 @dataclass(frozen=True)
-class Damping(ABC):
+class Damping:
     """How much is added to the curvature.
 
     Attributes:

@@ -16,11 +16,12 @@ from natgrad_apps.errors import ConfigError, check_fraction, check_positive
 class LevenbergMarquardt(Damping):
     """Levenberg-Marquardt rule (Martens & Grosse 2015, section 6.5).
 
-    Every `period` steps ``rho = (L(theta) - L(theta + d)) / -(g^T d + 1/2 d^T (F + lambda I) d)``; then ``lambda <- omega^period lambda`` if
-    ``rho > 3/4`` and ``lambda <- omega^-period lambda`` if ``rho < 1/4``, within ``[minimum, maximum]``. A ratio that is not finite counts as a failure.
+    Every `period` steps ``rho = (L(theta) - L(theta + d)) / -(g^T d + 1/2 d^T (F + lambda I) d)``; then ``lambda <-
+    omega^period lambda`` if ``rho > 3/4`` and ``lambda <- omega^-period lambda`` if ``rho < 1/4``, within ``[minimum,
+    maximum]``. A ratio that is not finite counts as a failure.
 
-    Needs ``optimizer.step(closure)``, where the closure returns the loss on the batch of the step and calls no ``backward``. Split over the factors of a
-    Kronecker product, as `FactoredTikhonov`.
+    Needs ``optimizer.step(closure)``, where the closure returns the loss on the batch of the step and calls no
+    ``backward``. Split over the factors of a Kronecker product, as `FactoredTikhonov`.
 
     Attributes:
         value: First ``lambda``.

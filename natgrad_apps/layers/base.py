@@ -1,7 +1,8 @@
 """The contract of a layer adapter: how one family of modules becomes the canonical form.
 
-Canonical form (see ``docs/architecture.md``): inputs ``a: [*K, N, S, d_in]``, output gradients ``g: [*K, N, S, d_out]``, weight matrix
-``W: [*K, d_out, d_in]``. ``K`` is present for grouped layers only. The bias column is *not* an adapter's business: it is appended downstream.
+Canonical form (see ``docs/architecture.md``): inputs ``a: [*K, N, S, d_in]``, output gradients ``g: [*K, N, S,
+d_out]``, weight matrix ``W: [*K, d_out, d_in]``. ``K`` is present for grouped layers only. The bias column is *not* an
+adapter's business: it is appended downstream.
 """
 
 from __future__ import annotations

@@ -118,9 +118,9 @@ class _Uses:
 def discover(model: nn.Module) -> Discovery:
     """Group the trainable parameters of a model into layers.
 
-    A weight and a bias form one matrix when every module that uses one uses the other. When a weight is tied but the biases differ, the weight
-    and each bias become matrices of their own. A parameter that also belongs to a module without an adapter (an embedding tied to a linear
-    layer, say) is left uncovered.
+    A weight and a bias form one matrix when every module that uses one uses the other. When a weight is tied but the
+    biases differ, the weight and each bias become matrices of their own. A parameter that also belongs to a module
+    without an adapter (an embedding tied to a linear layer, say) is left uncovered.
 
     Raises:
         ConfigError: The model has no trainable parameter, or a lazy parameter that has no shape yet.
@@ -147,7 +147,8 @@ def discover(model: nn.Module) -> Discovery:
         if weight in foreign or not _same_geometry(uses):
             continue
         bias = uses.partners[0]
-        whole = bias is not None and bias not in foreign and all(p is bias for p in uses.partners) and len(biases[bias].modules) == len(uses.modules)
+        together = bias is not None and all(p is bias for p in uses.partners) and len(biases[bias].modules) == len(uses.modules)
+        whole = together and bias not in foreign
         layers.append(_layer(uses, weight, bias if whole else None))
         joined.update(p for p in (weight, bias if whole else None) if p is not None)
     for bias, uses in biases.items():

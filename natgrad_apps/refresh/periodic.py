@@ -19,7 +19,11 @@ class Periodic(Refresh):
 
 @dataclass(frozen=True)
 class Staggered(Refresh):
-    """Block ``i`` of ``n`` at the steps ``k inverse_period + floor(i inverse_period / n)``: the same work, spread evenly, so that no step is slow."""
+    """A few blocks at each step.
+
+    Block ``i`` of ``n`` is due at the steps ``k inverse_period + floor(i inverse_period / n)``: the same work, spread
+    evenly, so that no step is slow.
+    """
 
     def blocks_due(self, step: int, names: Sequence[str]) -> Sequence[str]:
         """The blocks of this step's slot."""

@@ -1,7 +1,8 @@
 """Records the inputs and outputs of layers during a forward pass. Hooks exist only between `Capture.open` and `Capture.close`.
 
-A forward hook keeps the layer's input and the *gradient edge* of its output. The edge is taken before anything can modify the output in place, so
-in-place activations are harmless, and a backward pass to edges computes no weight gradient.
+A forward hook keeps the layer's input and the *gradient edge* of its output. The edge is taken before anything can
+modify the output in place, so in-place activations are harmless, and a backward pass to edges computes no weight
+gradient.
 """
 
 from __future__ import annotations
@@ -73,8 +74,10 @@ class Capture:
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         x = args[0] if args else kwargs.get("input")
-        recomputing = torch._C._current_graph_task_id() != -1  # activation checkpointing runs the forward pass again inside a backward pass
-        if recomputing or not torch.is_grad_enabled() or not isinstance(output, Tensor) or not isinstance(x, Tensor) or not output.requires_grad:
+        # Activation checkpointing runs the forward pass again inside a backward pass.
+        if torch._C._current_graph_task_id() != -1 or not torch.is_grad_enabled():
+            return
+        if not isinstance(output, Tensor) or not isinstance(x, Tensor) or not output.requires_grad:
             return
         self._calls.append(Call(module, x.detach(), x._version, get_gradient_edge(output)))
 
@@ -88,10 +91,11 @@ def _eager() -> AbstractContextManager[Any]:
     """Make compiled models run eagerly, because compiled graphs ignore hooks that were added after compilation."""
     if "torch._dynamo" not in sys.modules:  # nothing can have been compiled; importing dynamo takes seconds
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
-def backward(outputs: Sequence[Tensor], inputs: Sequence[GradientEdge | Tensor], column: Sequence[Tensor]) -> list[Tensor | None]:
+def backward(outputs: Sequence[Tensor], inputs: Sequence[Any], column: Sequence[Tensor]) -> list[Tensor | None]:
     """Propagate one Fisher column from the likelihood's outputs to gradient edges and bare parameters; the graph is kept.
 
     Raises:
@@ -99,16 +103,19 @@ def backward(outputs: Sequence[Tensor], inputs: Sequence[GradientEdge | Tensor],
     """
     pairs = [(output, vector) for output, vector in zip(outputs, column, strict=True) if output.requires_grad]
     if not pairs:
-        raise CaptureError("the likelihood's outputs have no gradient history; build it from the model's outputs, not from detached tensors")
+        raise CaptureError("the likelihood's outputs have no gradient history; build it from the model's outputs, not detached ones")
     try:
         return list(torch.autograd.grad([o for o, _ in pairs], inputs, [v for _, v in pairs], retain_graph=True, allow_unused=True))
     except RuntimeError as error:
         if "checkpoint" in str(error).lower():
-            raise CaptureError("reentrant activation checkpointing hides the graph; call torch.utils.checkpoint with use_reentrant=False") from error
+            message = "reentrant activation checkpointing hides the graph; call torch.utils.checkpoint with use_reentrant=False"
+            raise CaptureError(message) from error
         raise
 
 
-def layer_statistics(layer: Layer, calls: Sequence[Call], gradients: Sequence[Sequence[Tensor]], settings: StatisticsSettings) -> LayerStatistics:
+def layer_statistics(
+    layer: Layer, calls: Sequence[Call], gradients: Sequence[Sequence[Tensor]], settings: StatisticsSettings
+) -> LayerStatistics:
     """Canonical statistics of one layer from its calls and the output gradients of each call and column.
 
     Raises:
@@ -117,7 +124,9 @@ def layer_statistics(layer: Layer, calls: Sequence[Call], gradients: Sequence[Se
     uses = []
     for call, columns in zip(calls, gradients, strict=True):
         if call.x._version != call.version:
-            raise CaptureError(f"the input of layer {layer.spec.name!r} was modified in place after the layer read it; use an out-of-place operation")
+            raise CaptureError(
+                f"the input of layer {layer.spec.name!r} was modified in place after the layer read it; use an out-of-place operation"
+            )
         uses.append(_use(layer, call, columns, settings))
     return LayerStatistics(
         spec=layer.spec,
@@ -169,4 +178,3 @@ def _use(layer: Layer, call: Call, columns: Sequence[Tensor], settings: Statisti
         positions=kept_positions,
         fraction=fraction,
     )
-

@@ -21,8 +21,8 @@ SHARING = ("expand", "reduce")
 class Subsample:
     """Statistics from a part of the batch, with the expected value unchanged.
 
-    Every ``units``-th unit (example) and every ``positions``-th shared position is used. The first one moves on by one with each batch, so every
-    unit and position is used in turn. Sums are scaled back by the fraction that was used.
+    Every ``units``-th unit (example) and every ``positions``-th shared position is used. The first one moves on by one
+    with each batch, so every unit and position is used in turn. Sums are scaled back by the fraction that was used.
 
     Attributes:
         units: Stride over units, 1 uses all.
@@ -43,12 +43,13 @@ class Fisher:
     """The Fisher estimate.
 
     Attributes:
-        kind: ``"mc"``: targets are sampled from the model (Martens & Grosse 2015, section 5), one backward pass a sample. ``"exact"``: a square root of the
-            likelihood's output Fisher is propagated, one backward pass a column (classes, outputs). ``"empirical"``: the true targets, which
-            is *not* a Fisher away from the optimum (Kunstner et al. 2019). ``"forward_only"``: the identity replaces the gradients (FOOF, Benzing 2022).
+        kind: ``"mc"``: targets are sampled from the model (Martens & Grosse 2015, section 5), one backward pass a
+            sample. ``"exact"``: a square root of the likelihood's output Fisher is propagated, one backward pass a
+            column (classes, outputs). ``"empirical"``: the true targets, which is *not* a Fisher away from the optimum
+            (Kunstner et al. 2019). ``"forward_only"``: the identity replaces the gradients (FOOF, Benzing 2022).
         samples: Samples for each term with ``"mc"``.
-        sharing: ``"expand"`` or ``"reduce"`` for weights used at several positions (Eschenhagen et al. 2023): expand when every position has its own
-            loss term, reduce when positions are pooled into one.
+        sharing: ``"expand"`` or ``"reduce"`` for weights used at several positions (Eschenhagen et al. 2023): expand
+            when every position has its own loss term, reduce when positions are pooled into one.
         subsample: Use a part of the batch.
         seed: Seed of the generator that draws samples and signs. The global generators are never touched.
 
@@ -94,7 +95,8 @@ class Fisher:
     def columns(self, likelihood: Likelihood, targets: Any, generator: torch.Generator) -> list[tuple[Tensor, ...]]:
         """Gradients at the likelihood's outputs, one tuple for each Fisher column; their outer products sum to the output Fisher of a term.
 
-        Columns of the exact and the empirical Fisher carry a random sign for each term, so that sums over terms have independent, zero-mean summands.
+        Columns of the exact and the empirical Fisher carry a random sign for each term, so that sums over terms have
+        independent, zero-mean summands.
 
         Raises:
             ConfigError: Targets are missing for ``"empirical"``, or given for another kind.

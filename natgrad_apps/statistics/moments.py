@@ -38,7 +38,7 @@ class Statistics(ABC):
 
     @abstractmethod
     def squared_gradient(self, left: BlockDiagonal | None = None, right: BlockDiagonal | None = None) -> Tensor:
-        """``1/M sum_n (left^T g_n right)^2`` entrywise, ``g_n: [*K, d_out, d_in]`` the gradient of unit ``n``; the diagonal of the Fisher in a basis."""
+        """Diagonal of the Fisher in a basis: ``1/M sum_n (left^T g_n right)^2`` entrywise, ``g_n: [*K, d_out, d_in]`` of unit ``n``."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class LayerStatistics(Statistics):
             total = second if total is None else total + second
             sums = first if sums is None else sums + first
             count += use.inputs.units * use.inputs.positions
-        assert total is not None and sums is not None
+        assert total is not None
+        assert sums is not None
         if not self.has_bias:
             return total.to(self.spec.dtype).div_(count)
         d = self.spec.d_in - 1
@@ -202,8 +203,8 @@ class LayerStatistics(Statistics):
         counts = {use.units for use in self.uses}
         if len(counts) > 1:
             raise ShapeError(
-                f"layer {self.spec.name!r} was called with {sorted(counts)} units in one forward pass; sharing='reduce' averages the positions of each "
-                "unit, so every call needs the same number; use sharing='expand'"
+                f"layer {self.spec.name!r} was called with {sorted(counts)} units in one forward pass; sharing='reduce' averages "
+                "the positions of each unit, so every call needs the same number; use sharing='expand'"
             )
 
 
@@ -221,7 +222,8 @@ class ParameterStatistics(Statistics):
 
     def squared_gradient(self, left: BlockDiagonal | None = None, right: BlockDiagonal | None = None) -> Tensor:
         """``1/M sum_c (sum_n g_cn)^2``, shaped ``[1, size]``. The only basis is the standard one."""
-        assert left is None and right is None
+        assert left is None
+        assert right is None
         if self.known is not None:
             return self.known.to(self.spec.dtype).reshape(self.spec.shape).clone()
         total = torch.zeros(self.spec.shape, dtype=self.spec.dtype, device=self.spec.device)

@@ -39,7 +39,7 @@ class Proposal:
         return update
 
     def slope(self) -> Tensor:
-        """``sum lr^2 <P, g>``: the quadratic form of ``lr P`` in the damped metric, since ``F_d P = g``. Never negative but for rounding."""
+        """``sum lr^2 <P, g>``, the quadratic form of ``lr P`` in the damped metric (``F_d P = g``); negative by rounding only."""
         products = [lr**2 * torch.sum(p * g) for p, g, lr in zip(self.preconditioned, self.gradients, self.lr, strict=True)]
         return torch.stack(products).sum().clamp_min(0.0)
 

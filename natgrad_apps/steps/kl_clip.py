@@ -14,8 +14,9 @@ from natgrad_apps.steps.base import Outcome, Proposal, StepRule
 class KLClip(StepRule):
     """``nu = min(1, sqrt(kl_clip / sum lr^2 <P, g>))``, ``d = momentum d_prev - nu lr P``.
 
-    The convention of the public K-FAC optimizers and of baselines' ``kfac_clip``: no factor 2, the damped metric, and momentum outside, so ``kl_clip``
-    corresponds to a trust region of radius ``kl_clip / 2`` for a single step and to more with momentum. `KLTrustRegion` bounds what is taken.
+    The convention of the public K-FAC optimizers and of baselines' ``kfac_clip``: no factor 2, the damped metric, and
+    momentum outside, so ``kl_clip`` corresponds to a trust region of radius ``kl_clip / 2`` for a single step and to
+    more with momentum. `KLTrustRegion` bounds what is taken.
     Reference: Ba, Grosse & Martens, Distributed second-order optimization using Kronecker-factored approximations, ICLR 2017, section 5.
 
     Attributes:

@@ -14,10 +14,11 @@ from natgrad_apps.steps.base import Outcome, Proposal, StepRule
 class KLTrustRegion(StepRule):
     """``d = momentum d_prev - lr P``, then ``d <- nu d`` with ``nu = min(1, sqrt(2 radius / d^T F d))``.
 
-    To second order ``KL(p_theta || p_theta+d) = 1/2 d^T F d`` with the *undamped* Fisher, so the predicted KL of the step that is taken never exceeds the
-    radius. Costs two products a layer.
-    Reference: Wu, Mansimov, Liao, Grosse & Ba, Scalable trust-region method for deep reinforcement learning using Kronecker-factored approximation, NeurIPS
-    2017, arXiv 1708.05144, section 3.2. Departures: momentum is inside the bound, and the quadratic form is not the damped one.
+    To second order ``KL(p_theta || p_theta+d) = 1/2 d^T F d`` with the *undamped* Fisher, so the predicted KL of the
+    step that is taken never exceeds the radius. Costs two products a layer.
+    Reference: Wu, Mansimov, Liao, Grosse & Ba, Scalable trust-region method for deep reinforcement learning using
+    Kronecker-factored approximation, NeurIPS 2017, arXiv 1708.05144, section 3.2. Departures: momentum is inside the
+    bound, and the quadratic form is not the damped one.
 
     Attributes:
         radius: Bound of the predicted KL of one step, in nats (for a mean log-likelihood: nats for each term).
