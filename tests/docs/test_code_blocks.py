@@ -13,7 +13,8 @@ import torch
 from tests.docs.markdown import ROOT, Block, blocks, documents
 
 PAGES = [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in documents()]
-LANGUAGES = {"", "bash", "makefile", "markdown", "python", "setup", "text", "toml", "yaml"}
+# `py` is a file that is shown, `python` is code that runs.
+LANGUAGES = {"", "bash", "makefile", "markdown", "py", "python", "setup", "text", "toml", "yaml"}
 
 
 def shell_lines(page: Path) -> list[str]:
