@@ -70,7 +70,7 @@ def test_example_names_its_files() -> None:
 
 
 def test_example_passes_contract_and_reference_tests(extended: Path) -> None:
-    output = run(extended, "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", "isotropic", "tests/contract", "tests/reference")
+    output = run(extended, "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", "isotropic", "tests/contract", PATHS[2])
     passed = re.search(r"(\d+) passed", output)
     assert passed is not None
     assert int(passed[1]) > 20, "the contract tests did not find the new curvature"

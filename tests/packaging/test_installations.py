@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import shutil
@@ -71,7 +72,7 @@ class Survey:
     files: dict[str, str]
 
 
-@pytest.fixture(scope="session", params=["from_wheel", "editable"])
+@pytest.fixture(params=["from_wheel", "editable"])
 def installation(request: pytest.FixtureRequest) -> Installation:
     """Each way of installing in turn."""
     found = request.getfixturevalue(request.param)
@@ -79,10 +80,16 @@ def installation(request: pytest.FixtureRequest) -> Installation:
     return found
 
 
-@pytest.fixture(scope="session")
-def survey(installation: Installation) -> Survey:
-    """Every module imported, every preset looked up."""
+@functools.cache
+def survey_of(installation: Installation) -> Survey:
+    """Import every module and look up every preset, once an installation: the applications take seconds to import."""
     return Survey(**json.loads(installation.run("-c", WHERE.format(applications=APPLICATIONS)).stdout))
+
+
+@pytest.fixture
+def survey(installation: Installation) -> Survey:
+    """What a process in another folder finds."""
+    return survey_of(installation)
 
 
 def test_every_module_is_imported_from_the_installation(installation: Installation, survey: Survey) -> None:
