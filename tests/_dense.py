@@ -101,7 +101,10 @@ def full_jacobian(outputs: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 def block_diagonal(blocks: Tensor) -> Tensor:
     """``[*K, D, D]`` as one matrix."""
-    return blocks if blocks.ndim == 2 else torch.block_diag(*blocks)
+    if blocks.ndim == 2:
+        return blocks
+    joined: Tensor = torch.block_diag(*blocks)
+    return joined
 
 
 def input_rows(module: nn.Module, x: Tensor, *, bias: bool) -> Tensor:

@@ -61,7 +61,7 @@ def damped_dense(A: Tensor, G: Tensor, damping: Damping) -> Tensor:
         return matrix + LAMBDA * torch.eye(len(matrix))
     pairs = [(A, G)] if A.ndim == 2 else list(zip(A, G, strict=True))
     damped = [factored(a, g, LAMBDA) for a, g in pairs]
-    return torch.block_diag(*[torch.kron(g, a) for a, g in damped])
+    return block_diagonal(torch.stack([torch.kron(g, a) for a, g in damped]))
 
 
 @every
