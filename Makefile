@@ -9,7 +9,6 @@ SHELL := bash
 PYTHON ?= python3
 PIP_FLAGS ?=
 WORKERS ?= 2
-DEMO_OUT ?= runs/demo
 export PYTHON PIP_FLAGS
 
 BIN := .venv/bin
@@ -28,10 +27,11 @@ $(RL): pyproject.toml constraints.txt tools/setup_venv.sh
 $(DEV): pyproject.toml constraints.txt tools/setup_venv.sh
 	@tools/setup_venv.sh rl,dev $(DEV) && touch $(RL)
 
-demo: $(RL) ## Train ACKTR on CartPole-v1, evaluate it, draw its learning curve
-	@$(BIN)/natgrad-acktr train --config configs/agents/cartpole.yaml --out "$(DEMO_OUT)"
-	@$(BIN)/natgrad-acktr evaluate "$(DEMO_OUT)"
-	@$(BIN)/natgrad-acktr plot "$(DEMO_OUT)"
+demo: $(RL) ## Train ACKTR on CartPole-v1 into runs/demo, evaluate it, draw its learning curve
+	@rm -rf runs/demo
+	@$(BIN)/natgrad-acktr train --config configs/agents/cartpole.yaml --out runs/demo
+	@$(BIN)/natgrad-acktr evaluate runs/demo
+	@$(BIN)/natgrad-acktr plot runs/demo
 
 test: $(DEV) ## Run the quick tests
 	@$(PYTEST)
