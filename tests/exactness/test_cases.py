@@ -115,7 +115,7 @@ def test_convolution_with_one_output_position(bias: bool, groups: int) -> None:
     ids=["conv1d", "conv2d_same_dilated", "conv2d_grouped", "conv3d"],
 )
 def test_convolution_with_a_term_for_each_position(make: Callable[[bool], nn.Module], shape: list[int], bias: bool) -> None:
-    """Output gradients of different positions belong to different terms, so they are white over positions and independent of the patches."""
+    """Output gradients of different positions belong to different terms: white over positions, independent of the patches."""
     model, x = nn.Sequential(make(bias), Last()), torch.randn(shape)
     assert_exact(undamped(model, x, KFAC(), REGRESSION), truth(model, x, REGRESSION))
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from natgrad_apps import KFAC, Diagonal, Exact, Fisher, Preconditioner
+from natgrad_apps import KFAC, Diagonal, Exact, Fisher, Periodic, Preconditioner
 from natgrad_apps.likelihoods import Categorical
 from tests._dense import Recorder, categorical_root
 from tests._feed import factors, feed
@@ -107,15 +107,19 @@ def test_scale_does_not_depend_on_the_batch_size(kind: str) -> None:
     x = torch.randn(5, 3)
     y = torch.randint(3, (5,))
 
-    def moment(copies: int, seed: int) -> Tensor:
-        preconditioner = Preconditioner(model, KFAC(), fisher=Fisher(kind, seed=seed))
+    def moments(copies: int, count: int) -> Tensor:
+        preconditioner = Preconditioner(model, KFAC(), fisher=Fisher(kind), refresh=Periodic(inverse_period=10**9))
         targets = y.repeat(copies) if kind == "empirical" else None
-        return factors(feed(preconditioner, model, x.repeat(copies, 1), Categorical, targets), "0")[1]
+        found = []
+        for _ in range(count):
+            preconditioner.blocks["0"].state.count.zero_()  # the next batch replaces the average
+            found.append(factors(feed(preconditioner, model, x.repeat(copies, 1), Categorical, targets), "0")[1].clone())
+        return torch.stack(found)
 
     if kind != "mc":
-        torch.testing.assert_close(moment(1, 0), moment(6, 0), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(moments(1, 1), moments(6, 1), rtol=1e-12, atol=1e-14)
         return
-    once, often = (torch.stack([moment(copies, seed) for seed in range(400)]) for copies in (1, 6))
+    once, often = moments(1, 400), moments(6, 400)
     error = once.mean(0) - often.mean(0)
     bound = 5 * (once.var(0) / 400 + often.var(0) / 400).sqrt()
     assert (error.abs() <= bound).all()
