@@ -1,0 +1,316 @@
+"""Training runs: from a configuration to a run folder, and on from a checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
+
+import torch
+from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+import natgrad_apps
+from natgrad_apps.agents import snapshot
+from natgrad_apps.agents.acktr import ACKTR
+from natgrad_apps.agents.callbacks import NEVER, EvaluationInterruptedError, Hooks, Progress, RunCallback, RunWriter
+from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
+from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
+from natgrad_apps.agents.plotting import plot_runs
+from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner import checkpoints, provenance, schema
+from natgrad_apps.runner.arguments import read_file
+from natgrad_apps.runner.command import RunFailedError
+from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
+from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
+from natgrad_apps.runner.progress import ProgressView
+
+PROGRAM = "natgrad-acktr"
+PACKAGES = ("natgrad-apps", "torch", "numpy", "stable-baselines3", "gymnasium", "ale-py", "mujoco")
+
+
+def train(config: TrainConfig, out: Path) -> None:
+    """Train an agent and leave a run folder.
+
+    Args:
+        config: The run.
+        out: A folder that does not exist or is empty.
+
+    Raises:
+        ConfigError: The configuration cannot be used; nothing has been written then.
+        InterruptedRunError: A signal arrived; the checkpoint is written.
+        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
+    """
+    check_new(out)
+    with ExitStack() as stack:
+        venv = open_environment(config, stack)
+        agent = build_agent(config, venv)
+        config_yaml = schema.to_yaml(config)
+        folder = RunFolder.create(out, config_yaml)
+        stack.callback(folder.close)
+        _Session(config, config_yaml, folder, venv, agent, Progress()).run(None)
+
+
+def resume(path: Path) -> None:
+    """Continue a run from its last checkpoint to its original end.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        ConfigError: It is no run folder, or its checkpoint is damaged.
+        InterruptedRunError: A signal arrived; the checkpoint is written.
+        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
+    """
+    require_run(path)
+    if read_results(path) is not None:
+        print(f"{path} is complete; nothing is left to do. To look at it: {PROGRAM} evaluate {shlex.quote(str(path))}")
+        return
+    config = schema.read(TrainConfig, read_file(path / CONFIG))
+    with ExitStack() as stack:
+        folder = RunFolder.reopen(path)
+        stack.callback(folder.close)
+        saved = checkpoints.load(folder.checkpoints.find())
+        state = snapshot.RunState.unpack(saved.files)
+        venv = open_environment(config, stack)
+        snapshot.take_statistics(venv, snapshot.unpack_normalization(saved.files))
+        if state.environments is None:
+            # Without the states of the environments new episodes begin; other seeds keep them from repeating the first ones.
+            venv.seed(config.seed + 7919 * state.progress.sessions)
+            state.progress.exact = False
+        agent = snapshot.unpack_agent(saved.files, venv, resolve_device(config))
+        if state.environments is None:
+            agent._last_obs = None
+        state.progress.sessions += 1
+        _Session(config, (path / CONFIG).read_text(encoding="utf-8"), folder, venv, agent, state.progress).run(state)
+
+
+def open_environment(config: TrainConfig, stack: ExitStack) -> VecEnv:
+    """The training environment, closed with the stack; torch's threads are set as the configuration says."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    venv = make_training(config.environment, config.agent.gamma, config.seed)
+    stack.callback(venv.close)
+    return venv
+
+
+def build_agent(config: TrainConfig, venv: VecEnv) -> ACKTR:
+    """A new agent.
+
+    Args:
+        config: The run.
+        venv: Its environment.
+
+    Raises:
+        ConfigError: The agent does not fit the environment.
+    """
+    settings = config.agent
+    try:
+        return ACKTR(
+            settings.policy,
+            venv,
+            natural_gradient=settings.natural_gradient,
+            learning_rate=settings.schedule(),
+            n_steps=settings.n_steps,
+            gamma=settings.gamma,
+            gae_lambda=settings.gae_lambda,
+            ent_coef=settings.ent_coef,
+            vf_coef=settings.vf_coef,
+            max_grad_norm=settings.max_grad_norm,
+            normalize_advantage=settings.normalize_advantage,
+            policy_kwargs=settings.network.policy_kwargs(),
+            seed=config.seed,
+            device=resolve_device(config),
+        )
+    except ConfigError as error:
+        raise ConfigError(f"agent: {error}") from error
+    except (AssertionError, ValueError, TypeError, NotImplementedError) as error:
+        # SB3 checks its arguments with assertions.
+        raise ConfigError(
+            f"the agent cannot be built: policy {settings.policy!r}, observations {venv.observation_space}, actions {venv.action_space}: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def resolve_device(config: TrainConfig) -> str:
+    """The device to use. ``auto`` takes CUDA for pixels only: small networks are faster on the CPU.
+
+    Raises:
+        ConfigError: The device is not there.
+    """
+    if config.device == "auto":
+        return "cuda" if config.agent.policy == "CnnPolicy" and torch.cuda.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[config.device]:
+        found = ", ".join(name for name, value in there.items() if value)
+        raise ConfigError(
+            f"device {config.device!r} is not available to torch {torch.__version__} on this machine; available: auto, {found}"
+        )
+    return config.device
+
+
+@dataclass
+class _Session:
+    """One process's part of a run."""
+
+    config: TrainConfig
+    config_yaml: str
+    folder: RunFolder
+    venv: VecEnv
+    agent: ACKTR
+    progress: Progress
+
+    def run(self, state: snapshot.RunState | None) -> None:
+        """Train to the end, evaluate, write results and picture.
+
+        Args:
+            state: What a checkpoint brought; None for a new run.
+        """
+        self.folder.log(
+            f"{'start' if state is None else 'resume'} at step {self.agent.num_timesteps}: {shlex.join([PROGRAM, *sys.argv[1:]])}"
+        )
+        title = f"ACKTR {self.config.environment.id}"
+        view = ProgressView(title, self.config.total_timesteps, self.agent.num_timesteps)
+        with ExitStack() as stack:
+            flag = stack.enter_context(InterruptFlag())
+            stack.enter_context(_failures_to(self.folder))
+            stack.enter_context(view)
+            stack.enter_context(_warnings_to(self.folder, view))
+            config = self.config
+            view.say(f"{title}: {config.total_timesteps:,} steps, batch {config.batch_size}, seed {config.seed}, {self.agent.device}")
+            evaluation = make_evaluation(
+                self.config.environment,
+                min(self.config.evaluation.n_envs, self.config.evaluation.final_episodes),
+                self.config.seed + PERIODIC_SEED,
+                find_normalization(self.venv),
+            )
+            stack.callback(evaluation.close)
+            self._start_logger(stack, state)
+            if state is not None and not state.restore(self.venv, self.agent.logger):
+                view.say("the states of these environments cannot be saved: new episodes begin")
+            self._learn(evaluation, flag, view)
+            result = self._final_evaluation(evaluation, flag, view)
+        self._finish(result)
+
+    def _start_logger(self, stack: ExitStack, state: snapshot.RunState | None) -> None:
+        step = self.agent.num_timesteps
+        if state is not None:
+            self.folder.metrics.cut(step)
+        logger = Logger(None, [RunWriter(self.folder.metrics, self.folder.tensorboard, None if state is None else step)])
+        stack.callback(logger.close)
+        self.agent.set_logger(logger)
+
+    def _learn(self, evaluation: VecEnv, flag: InterruptFlag, view: ProgressView) -> None:
+        """Train for what is left; a run that was interrupted during its last evaluation has nothing left."""
+        settings = self.config.evaluation
+
+        def check() -> None:
+            if flag.is_set:
+                raise EvaluationInterruptedError
+
+        def measure() -> Evaluation:
+            seed = self.config.seed + PERIODIC_SEED
+            return evaluate(self.agent, evaluation, settings.episodes, seed, deterministic=settings.deterministic, check=check)
+
+        def save(best: bool) -> None:
+            files = snapshot.pack(self.agent, self.venv, self.progress, self.config_yaml)
+            self.folder.checkpoints.save(self.agent.num_timesteps, files, best=best)
+
+        def stop() -> None:
+            self._interrupt(flag)
+
+        callback = RunCallback(self.config, self.progress, Hooks(measure, save, stop, flag, view))
+        left = self.config.total_timesteps - self.agent.num_timesteps
+        if left <= 0:
+            callback.init_callback(self.agent)
+            callback.between_updates(last=True)
+        else:
+            self.agent.learn(
+                left, callback, log_interval=NEVER, reset_num_timesteps=self.agent.num_timesteps == 0 and self.agent._last_obs is None
+            )
+
+    def _final_evaluation(self, venv: VecEnv, flag: InterruptFlag, view: ProgressView) -> Evaluation:
+        settings = self.config.evaluation
+
+        def check() -> None:
+            if flag.is_set:
+                self._interrupt(flag)
+
+        check()
+        view.say(f"final evaluation, {settings.final_episodes} episodes")
+        start = time.perf_counter()
+        seed = self.config.seed + FINAL_SEED
+        result = evaluate(self.agent, venv, settings.final_episodes, seed, deterministic=settings.deterministic, check=check)
+        self.progress.seconds += time.perf_counter() - start
+        return result
+
+    def _interrupt(self, flag: InterruptFlag) -> NoReturn:
+        self.folder.log(f"interrupted by {flag.name} at step {self.agent.num_timesteps}")
+        raise InterruptedRunError(f"{PROGRAM} train --resume {shlex.quote(str(self.folder.path))}")
+
+    def _finish(self, result: Evaluation) -> None:
+        self.folder.write_results(self._results(result))
+        with _failures_to(self.folder):
+            picture = plot_runs([self.folder.path], self.folder.figures / "learning_curve.png")
+        summary = f"evaluation: mean return {result.mean:.2f}, standard deviation {result.std:.2f}, {len(result.returns)} episodes"
+        self.folder.log(f"done at step {self.agent.num_timesteps}; {summary}")
+        print(summary)
+        print(f"run folder: {self.folder.path}   picture: {picture}")
+
+    def _results(self, result: Evaluation) -> dict[str, Any]:
+        progress, config = self.progress, self.config
+        return {
+            "runner": PROGRAM,
+            "environment": config.environment.id,
+            "evaluation": result.to_dict(),
+            "steps": self.agent.num_timesteps,
+            "updates": self.agent._n_updates,
+            "steps_per_second": self.agent.num_timesteps / max(progress.training_seconds, 1e-9),
+            "training_seconds": progress.training_seconds,
+            "duration_seconds": progress.seconds,
+            "best_periodic_evaluation": progress.best,
+            "seeds": {"run": config.seed, "periodic_evaluation": config.seed + PERIODIC_SEED, "final_evaluation": result.seed},
+            "sessions": progress.sessions,
+            "resumed_exactly": progress.exact,
+            "packages": provenance.package_versions(PACKAGES),
+            "source": provenance.git_commit(Path(natgrad_apps.__file__)),
+            "machine": provenance.machine(self.agent.device),
+        }
+
+
+@contextmanager
+def _failures_to(folder: RunFolder) -> Iterator[None]:
+    """Write the traceback of a failure to the log, and pass on one line."""
+    try:
+        yield
+    except (InterruptedRunError, KeyboardInterrupt, ConfigError):
+        raise
+    except Exception as error:
+        folder.log(traceback.format_exc())
+        raise RunFailedError(
+            f"{type(error).__name__}: {' '.join(str(error).split())}; the traceback is in {folder.path / 'log.txt'}"
+        ) from error
+
+
+@contextmanager
+def _warnings_to(folder: RunFolder, view: ProgressView) -> Iterator[None]:
+    """Show warnings as lines that leave the progress bar whole, and keep them in the log."""
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    ) -> None:
+        text = f"{category.__name__}: {message}"
+        folder.log(text)
+        view.say(text)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield

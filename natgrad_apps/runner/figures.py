@@ -1,0 +1,115 @@
+"""Pictures of learning curves, drawn without a display."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from numpy.typing import NDArray
+
+from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner import atomic
+
+Floats = NDArray[np.float64]
+BOOTSTRAP_SAMPLES = 2000
+CONFIDENCE = 0.95
+GRID_POINTS = 200
+# Okabe & Ito's palette: told apart by colour-blind readers too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One quantity over the steps of one run.
+
+    Attributes:
+        steps: Where it was measured, ascending.
+        values: What was measured.
+        spread: Half the length of an error bar at each point; empty for none.
+    """
+
+    steps: Floats
+    values: Floats
+    spread: Floats = field(default_factory=lambda: np.empty(0))
+
+
+def new_figure(title: str, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with panels one above the other."""
+    figure = Figure(figsize=(8.0, 0.7 + 4.1 * panels), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=12)
+    axes = [figure.add_subplot(panels, 1, i + 1) for i in range(panels)]
+    for axis in axes:
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG.
+
+    Raises:
+        ConfigError: The folder cannot be written.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.write_bytes(path, buffer.getvalue())
+    except OSError as error:
+        raise ConfigError(f"the picture {str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def smooth(curve: Curve, span: float = 0.05) -> Curve:
+    """Gaussian-weighted running mean over a share of the curve's length, in steps: uneven spacing does no harm.
+
+    Args:
+        curve: What to smooth.
+        span: Standard deviation of the weights as a share of the range of steps.
+    """
+    if len(curve.steps) < 3:
+        return curve
+    width = max(span * float(curve.steps[-1] - curve.steps[0]), 1e-12)
+    weights = np.exp(-0.5 * ((curve.steps[:, None] - curve.steps[None, :]) / width) ** 2)
+    return Curve(curve.steps, weights @ curve.values / weights.sum(1))
+
+
+def on_common_grid(curves: Sequence[Curve]) -> tuple[Floats, Floats]:
+    """Several runs at the steps that all of them cover, by linear interpolation.
+
+    Returns:
+        Steps ``[T]`` and values ``[runs, T]``.
+
+    Raises:
+        ConfigError: The runs have no common range of steps.
+    """
+    low, high = max(c.steps[0] for c in curves), min(c.steps[-1] for c in curves)
+    if low > high:
+        raise ConfigError("the runs have no steps in common, so no mean can be drawn")
+    grid = np.linspace(low, high, GRID_POINTS if high > low else 1)
+    return grid, np.stack([np.interp(grid, c.steps, c.values) for c in curves])
+
+
+def bootstrap_band(values: Floats, seed: int = 0) -> tuple[Floats, Floats]:
+    """Percentile bootstrap over runs of their mean, at each step.
+
+    Args:
+        values: ``[runs, T]``.
+        seed: Seed of the resampling.
+
+    Returns:
+        Lower and upper end, ``[T]`` each, of the `CONFIDENCE` interval.
+    """
+    draws = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAP_SAMPLES, len(values)))
+    weights = np.stack([np.bincount(row, minlength=len(values)) for row in draws]) / len(values)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(weights @ values, [tail, 1 - tail], axis=0)
+    return low, high
