@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from natgrad_apps.agents import cli
+from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.runner.arguments import parse, read_config
 from tests.docs.markdown import ROOT, Block, blocks, documents
 
 PAGES = [pytest.param(path, id=path.relative_to(ROOT).as_posix()) for path in documents()]
@@ -61,6 +64,18 @@ def test_files_in_shell_blocks_exist(page: Path) -> None:
     named = {word for word in words if re.match(r"(configs|benchmarks|tests|tools|docs)/", word)}
     missing = {word for word in named if not (ROOT / word.split("::")[0]).exists()}
     assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_legal(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs, options, presets and values of `natgrad-acktr` are what its parser takes; nothing is trained."""
+    monkeypatch.chdir(ROOT)
+    for line in shell_lines(page):
+        program, *words = shlex.split(line, comments=True)
+        if program == cli.PROGRAM:
+            options = parse(cli.PROGRAM, cli.DESCRIPTION, cli._verbs(), words)
+            if options.text("config") is not None:
+                assert read_config(TrainConfig, cli.KIND, options.text("config"), options)
 
 
 def test_hidden_and_indented_blocks_are_found() -> None:
