@@ -20,7 +20,7 @@ from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
 
 from natgrad_apps.agents import random_state
-from natgrad_apps.agents.diagnostics import Diagnostics, Losses, record, to_numbers, warn_skipped
+from natgrad_apps.agents.diagnostics import Losses, Spectrum, describe_change, describe_step, record, to_numbers, warn_skipped
 from natgrad_apps.agents.heads import Heads, observed_targets
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
 from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
@@ -41,22 +41,35 @@ class ACKTR(OnPolicyAlgorithm):
 
     Each rollout of ``n_steps * n_envs`` transitions gives one update: one forward pass, Fisher statistics of the joint model
     ``p(a, v | s) = pi(a | s) Normal(v; V(s), scale)`` from freshly drawn actions and values, the A2C loss
-    ``-E[advantage log pi(a | s)] + vf_coef E[(return - V(s))^2] - ent_coef E[entropy]``, and one step of `NaturalGradient`. The trunk may be shared or not.
+    ``-E[advantage log pi(a | s)] + vf_coef E[(return - V(s))^2] - ent_coef E[entropy]``, and one step of `NaturalGradient`. The trunk
+    may be shared or not.
 
-    Everything else is SB3's: rollouts, callbacks, schedules, VecNormalize, ``predict``, ``save`` and ``load``. The curvature, the momentum and the random state
-    of the Fisher are in ``policy.optimizer.state_dict()``, so ``load`` brings them back; ``save`` also keeps the states of the global generators, and
-    ``load`` restores them, so that training goes on as if it had not stopped if the environment is in the same state too (`force_reset=False`).
+    Everything else is SB3's: rollouts, callbacks, schedules, VecNormalize, ``predict``, ``save`` and ``load``. Curvature, momentum and
+    the random state of the Fisher are in ``policy.optimizer.state_dict()``, so ``load`` brings them back. ``save`` also keeps the
+    states of the global generators and ``load`` restores them: training goes on as if it had never stopped if the environment is in the
+    same state too and ``force_reset=False``.
 
-    Departures from the paper: advantages from GAE, normalized in each rollout, one trust region with momentum inside it, the undamped Fisher in the bound, and
-    the critic's noise tied to its residual (`NaturalGradientOptions.vf_fisher_coef`). Each is an argument.
-    Reference: Wu, Mansimov, Liao, Grosse & Ba, Scalable trust-region method for deep reinforcement learning using Kronecker-factored approximation, NeurIPS
-    2017, arXiv 1708.05144.
+    Logged under ``train/``, beside SB3's names. Every update: ``predicted_kl`` (half the quadratic form of the step), ``kl_scale``
+    (factor of the trust region, 1 inside it), ``damping``, ``skipped_updates`` (NaN or infinity). In updates whose numbers will be
+    written, and where `measure_next_update` asks for it: ``measured_kl`` and ``measured_critic_kl`` (exact, over the rollout, one
+    forward pass), ``actor_share`` and ``critic_share`` of the quadratic form, ``min_eigenvalue`` and ``max_eigenvalue`` of the undamped
+    curvature (about a refresh; at most every tenth update, repeated in between).
+
+    Departures from the paper: advantages from GAE and normalized in each rollout; momentum (0 by default) inside the trust region; the
+    undamped Fisher in its bound; the critic's noise tied to its residual (`NaturalGradientOptions.vf_fisher_coef`). Each is an argument.
+    Reference: Wu, Mansimov, Liao, Grosse & Ba, Scalable trust-region method for deep reinforcement learning using Kronecker-factored
+    approximation, NeurIPS 2017, arXiv 1708.05144.
 
     Args:
         policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (with `ACKTRCnn`), ``"MultiInputPolicy"``, or an SB3 actor-critic policy class.
-        env: An environment, a vectorized environment, or the name of a registered one. Actions: Discrete, Box, MultiDiscrete, MultiBinary.
+        env: An environment, a vectorized environment, or the name of a registered one. Actions: Discrete, Box, MultiDiscrete,
+            MultiBinary.
         natural_gradient: `NaturalGradientOptions`, a mapping of some of its fields, or None for the defaults.
         **kwargs: SB3's own arguments; see `OnPolicyArguments`.
+
+    Attributes:
+        natural_gradient: The options in force.
+        measure_next_update: A callback sets it (at the end of a rollout, say) to have everything measured in the next update.
 
     Raises:
         TypeError: An unknown argument.
@@ -87,6 +100,8 @@ class ACKTR(OnPolicyAlgorithm):
         self._random_state: dict[str, Any] | None = None
         self._log_interval: int | None = 1
         self._updates_at_start = 0
+        self._spectrum = Spectrum()
+        self.measure_next_update = False
         _check(given)
         set_up = given.pop("_init_setup_model")
         # The base class clips unconditionally; an infinite bound leaves every gradient as it is.
@@ -110,7 +125,6 @@ class ACKTR(OnPolicyAlgorithm):
         _check_action_space(self.action_space)
         super()._setup_model()
         self.policy.optimizer = self.natural_gradient.create_optimizer(self.policy, self.lr_schedule(1), self.seed)
-        self._diagnostics = Diagnostics(measure_kl=self.natural_gradient.measure_kl)
 
     @property
     def optimizer(self) -> NaturalGradient:
@@ -146,18 +160,23 @@ class ACKTR(OnPolicyAlgorithm):
         loss.backward()
         if math.isfinite(self.max_grad_norm):
             torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
-        before = heads.detach() if self._is_logged() else None
+        measured = self._is_measured()
+        before = heads.detach() if measured and self.natural_gradient.measure_kl else None
         info = optimizer.step()
         self._n_updates += 1
 
-        def after() -> Heads:
-            return Heads.of(policy, policy.evaluate_actions(batch.observations, actions)[0], scale)
-
-        numbers = to_numbers(
-            {**losses.items(), **self._diagnostics.collect(optimizer, info, before, after, self._n_updates), "skipped": info.skipped}
-        )
+        report = {**losses.items(), **describe_step(info), "skipped": info.skipped}
+        if hasattr(policy, "log_std"):
+            report["std"] = policy.log_std.detach().exp().mean()
+        if before is not None:
+            with torch.no_grad():
+                after, _, _ = policy.evaluate_actions(batch.observations, actions)
+            report |= describe_change(before, Heads.of(policy, after, scale))
+        numbers = to_numbers(report)
         if numbers.pop("skipped"):
             warn_skipped(self._n_updates, self.rollout_buffer)
+        elif measured:
+            numbers |= self._spectrum.at(self._n_updates, optimizer)
         record(self.logger, numbers, self.rollout_buffer, self._n_updates)
 
     def _critic_scale(self) -> tuple[float, float]:
@@ -172,10 +191,11 @@ class ACKTR(OnPolicyAlgorithm):
         variance = max(self._value_variance or 1.0, SMALLEST_VARIANCE)
         return math.sqrt(variance), 1.0 / variance
 
-    def _is_logged(self) -> bool:
-        """Whether the logger will write what this update records: SB3 writes before each ``log_interval``-th update."""
+    def _is_measured(self) -> bool:
+        """Whether this update computes what costs something: on request, or because SB3 writes before each ``log_interval``-th update."""
         done = self._n_updates - self._updates_at_start + 1
-        return self._log_interval is not None and (done + 1) % self._log_interval == 0
+        requested, self.measure_next_update = self.measure_next_update, False
+        return requested or (self._log_interval is not None and (done + 1) % self._log_interval == 0)
 
     def learn(
         self: Self,
@@ -203,16 +223,13 @@ class ACKTR(OnPolicyAlgorithm):
             random_state.restore(model._random_state, model.device)
         return model
 
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_diagnostics"]
-
 
 def _check(given: Mapping[str, Any]) -> None:
     """Raise unless the numbers are legal and the policy's Fisher is known."""
     if given["use_sde"]:
         raise ConfigError(
-            "ACKTR does not support use_sde=True: with state-dependent exploration the policy's variance depends on its features, and that Fisher is not "
-            "estimated here; use use_sde=False (independent Gaussian noise)"
+            "ACKTR does not support use_sde=True: with state-dependent exploration the variance of the policy depends on its features, and "
+            "that Fisher is not estimated here; use use_sde=False (independent Gaussian noise)"
         )
     for name in ("n_steps", "gamma", "max_grad_norm"):
         if given[name] is not None:
@@ -227,7 +244,7 @@ def _check(given: Mapping[str, Any]) -> None:
 def _check_action_space(space: spaces.Space[Any]) -> None:
     """Raise unless there is something to choose."""
     choices = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.flatten() if isinstance(space, spaces.MultiDiscrete) else [2]
-    if max(choices) < 2:  # noqa: PLR2004
+    if max(choices) < 2:
         raise ConfigError(f"the action space {space} has a single action, so there is no policy to learn")
 
 

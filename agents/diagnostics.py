@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -24,7 +23,13 @@ SPECTRUM_PERIOD = 10
 
 @dataclass(frozen=True)
 class Losses:
-    """Terms of the loss of one update, 0-d tensors, with SB3's signs."""
+    """Terms of the loss of one update, 0-d tensors, with SB3's signs.
+
+    Attributes:
+        policy_loss: ``-E[advantage log pi(a | s)]``.
+        value_loss: Mean squared error of the critic, in squared units of the returns.
+        entropy_loss: Negative mean entropy, in nats.
+    """
 
     policy_loss: Tensor
     value_loss: Tensor
@@ -35,50 +40,40 @@ class Losses:
         return {f.name: getattr(self, f.name).detach() for f in fields(self)}
 
 
-class Diagnostics:
-    """Records one update in SB3's logger.
+def describe_step(info: Info) -> dict[str, Tensor]:
+    """What the optimizer reports of every update: the step's predicted KL, its scale, the damping, and the number of skipped updates."""
+    return {"predicted_kl": info.predicted_kl, "kl_scale": info.scale, "damping": info.damping, "skipped_updates": info.skipped_steps}
 
-    Every update: losses, ``predicted_kl``, ``kl_scale``, ``damping``, ``skipped_updates``. Only in updates that the logger will write, because they cost
-    something: ``measured_kl``, ``measured_critic_kl``, ``actor_share``, ``critic_share`` (one forward pass) and ``min_eigenvalue``, ``max_eigenvalue`` (about a
-    refresh, at most every `SPECTRUM_PERIOD` updates; the last values are repeated in between). All numbers leave the device in one transfer.
 
-    Args:
-        measure_kl: Whether to spend the forward pass.
+def describe_change(before: Heads, after: Heads) -> dict[str, Tensor]:
+    """What an update did to the outputs over the rollout; see `natgrad_apps.agents.heads.Change`."""
+    change = measure_change(before, after)
+    return {
+        "measured_kl": change.actor_kl,
+        "measured_critic_kl": change.critic_kl,
+        "actor_share": change.actor_share,
+        "critic_share": change.critic_share,
+    }
+
+
+@dataclass
+class Spectrum:
+    """Extreme eigenvalues of the undamped curvature, computed at most every `SPECTRUM_PERIOD` updates and repeated in between.
+
+    Attributes:
+        update: Update of the last computation.
+        values: Its results by name; empty before the first.
     """
 
-    def __init__(self, *, measure_kl: bool) -> None:
-        self._measure_kl = measure_kl
-        self._spectrum: dict[str, Tensor] = {}
-        self._spectrum_update = -SPECTRUM_PERIOD
+    update: int = -SPECTRUM_PERIOD
+    values: dict[str, float] = field(default_factory=dict)
 
-    def collect(
-        self, optimizer: NaturalGradient, info: Info, before: Heads | None, after: Callable[[], Heads], update: int
-    ) -> dict[str, Tensor]:
-        """The natural-gradient numbers of one update.
-
-        Args:
-            optimizer: Has taken the step.
-            info: What the step reported.
-            before: Heads before the step, detached; None if this update is not written.
-            after: Computes the heads after the step.
-            update: Number of this update.
-        """
-        values = {"predicted_kl": info.predicted_kl, "kl_scale": info.scale, "damping": info.damping, "skipped_updates": info.skipped_steps}
-        if before is None:
-            return values
-        if self._measure_kl:
-            with torch.no_grad():
-                change = measure_change(before, after())
-            values |= {
-                "measured_kl": change.actor_kl,
-                "measured_critic_kl": change.critic_kl,
-                "actor_share": change.actor_share,
-                "critic_share": change.critic_share,
-            }
-        if update - self._spectrum_update >= SPECTRUM_PERIOD and bool(optimizer.preconditioner.step_count > info.skipped_steps):
+    def at(self, update: int, optimizer: NaturalGradient) -> dict[str, float]:
+        """The eigenvalues to report for this update."""
+        if update - self.update >= SPECTRUM_PERIOD:
             smallest, largest = optimizer.preconditioner.spectrum()
-            self._spectrum, self._spectrum_update = {"min_eigenvalue": smallest, "max_eigenvalue": largest}, update
-        return values | self._spectrum
+            self.values, self.update = to_numbers({"min_eigenvalue": smallest, "max_eigenvalue": largest}), update
+        return self.values
 
 
 def to_numbers(values: dict[str, Tensor]) -> dict[str, float]:
@@ -103,7 +98,8 @@ def warn_skipped(update: int, buffer: RolloutBuffer) -> None:
         f"the rollout's {' and '.join(guilty)} contain NaN or infinity" if guilty else "a gradient or Fisher statistic is NaN or infinite"
     )
     warnings.warn(
-        f"update {update} was skipped, weights and curvature are unchanged: {cause}; stable_baselines3.common.vec_env.VecCheckNan finds the environment's share",
+        f"update {update} was skipped, weights and curvature are unchanged: {cause}; stable_baselines3's VecCheckNan finds the step "
+        "of the environment where it began",
         NonFiniteWarning,
         stacklevel=3,
     )

@@ -22,14 +22,14 @@ from natgrad_apps.likelihoods import Bernoulli, Categorical, Gaussian, Joint, Li
 class Heads:
     """Policy distribution and critic of one forward pass.
 
-    The joint model is ``p(a, v | s) = pi(a | s) Normal(v; V(s), scale)`` (Wu et al. 2017, section 3.1); the heads are independent given the state, so
-    their Fisher information adds.
+    The joint model is ``p(a, v | s) = pi(a | s) Normal(v; V(s), scale)`` (Wu et al. 2017, section 3.1); the heads are independent given
+    the state, so their Fisher information adds.
 
     Attributes:
         actor: The policy over the batch, one term a state.
         critic: ``Normal(V(s), scale)``, one term a state.
-        parameters: Bare parameters of the policy distribution (``log_std``), with a copy of their value and the Fisher diagonal of one term; filled by
-            `detach`.
+        parameters: Bare parameters of the policy distribution (``log_std``), with a copy of their value and the Fisher diagonal of one
+            term; filled by `detach`.
     """
 
     actor: Likelihood
@@ -81,8 +81,8 @@ class Change:
 def measure_change(old: Heads, new: Heads) -> Change:
     """Compare the heads before (`Heads.detach`) and after an update, over the same states.
 
-    The shares use the realised change of the *outputs* and the output Fisher, ``d^T F d = mean_s dz^T F_z dz``: weights of a shared trunk belong to
-    both heads, outputs to one.
+    The shares use the realised change of the *outputs* and the output Fisher, ``d^T F d = mean_s dz^T F_z dz``: weights of a shared
+    trunk belong to both heads, outputs to one.
     """
     actor, critic = (
         before.output_quadratic(tuple(n.detach() - o for n, o in zip(after.outputs, before.outputs, strict=True))).mean()
@@ -116,8 +116,8 @@ def actor_likelihood(policy: ActorCriticPolicy) -> Likelihood:
             return Gaussian(distribution.distribution.mean, log_std=log_std)
         return Gaussian(distribution.distribution)
     raise ConfigError(
-        f"ACKTR knows the Fisher of categorical, multi-categorical, Bernoulli and diagonal Gaussian policies, not of {type(distribution).__name__}; use an "
-        "action space Discrete, MultiDiscrete, MultiBinary or Box with use_sde=False"
+        f"ACKTR knows the Fisher of categorical, multi-categorical, Bernoulli and diagonal Gaussian policies, not of "
+        f"{type(distribution).__name__}; use an action space Discrete, MultiDiscrete, MultiBinary or Box with use_sde=False"
     )
 
 

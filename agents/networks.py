@@ -19,12 +19,12 @@ from natgrad_apps.errors import ConfigError
 class ACKTRCnn(BaseFeaturesExtractor):
     """Three convolutions and one fully connected layer: 32 at 8x8/4, 64 at 4x4/2, 32 at 3x3/1, then `features_dim`; ReLU after each.
 
-    The DQN Nature network (SB3's `NatureCNN`) has 64 channels in its third convolution. With 32 the input factor of the fully connected layer is
-    1569 instead of 3137 wide for 84x84 frames, so its factorization is 8 times cheaper, and the score does not suffer.
+    The DQN Nature network (SB3's `NatureCNN`) has 64 channels in its third convolution. With 32 the input factor of the fully connected
+    layer is 1569 instead of 3137 wide for 84x84 frames, so its factorization is 8 times cheaper, and the score does not suffer.
 
     Shapes: observations ``[N, channels, height, width]`` -> features ``[N, features_dim]``.
-    Reference: Wu, Mansimov, Liao, Grosse & Ba, Scalable trust-region method for deep reinforcement learning using Kronecker-factored approximation, NeurIPS
-    2017, arXiv 1708.05144 (the network of the Atari experiments).
+    Reference: Wu, Mansimov, Liao, Grosse & Ba, Scalable trust-region method for deep reinforcement learning using Kronecker-factored
+    approximation, NeurIPS 2017, arXiv 1708.05144 (the network of the Atari experiments).
 
     Args:
         observation_space: An image space, channels first.
@@ -40,15 +40,15 @@ class ACKTRCnn(BaseFeaturesExtractor):
             observation_space, check_channels=False, normalized_image=normalized_image
         ):
             raise ConfigError(
-                f"ACKTRCnn needs an image space [channels, height, width] with uint8 values in 0..255, got {observation_space}; use 'MlpPolicy' for vectors, "
-                "or policy_kwargs={'normalize_images': False} for images that are scaled already"
+                f"ACKTRCnn needs an image space [channels, height, width] with uint8 values in 0..255, got {observation_space}; "
+                "use 'MlpPolicy' for vectors, or policy_kwargs={'normalize_images': False} for images that are scaled already"
             )
         super().__init__(observation_space, features_dim)
         channels, height, width = observation_space.shape
         if min(height, width) < SMALLEST_IMAGE:
             raise ConfigError(
-                f"ACKTRCnn needs images of at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels, got {height} x {width}; resize them, or pass another "
-                "features_extractor_class in policy_kwargs"
+                f"ACKTRCnn needs images of at least {SMALLEST_IMAGE} x {SMALLEST_IMAGE} pixels, got {height} x {width}; resize them, or "
+                "pass another features_extractor_class in policy_kwargs"
             )
         self.cnn = nn.Sequential(
             nn.Conv2d(channels, 32, kernel_size=8, stride=4),

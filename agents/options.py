@@ -37,7 +37,8 @@ class OnPolicyArguments(TypedDict, total=False):
     """SB3's own arguments of an on-policy algorithm, with the meaning that SB3 gives them; every one is optional.
 
     Attributes:
-        learning_rate: Largest step ``eta_max``, a number or a function of the progress remaining; the trust region usually makes the step smaller (0.25).
+        learning_rate: Largest step ``eta_max``, a number or a function of the progress remaining; the trust region usually makes the
+            step smaller (0.25).
         n_steps: Steps of each environment in one rollout; the batch is ``n_steps * n_envs`` (20).
         gamma: Discount factor (0.99).
         gae_lambda: Trade-off of bias against variance in the advantage; 1 gives the n-step advantage of the paper (0.95).
@@ -105,20 +106,20 @@ DEFAULTS: OnPolicyArguments = {
 class NaturalGradientOptions:
     """How the agent's natural gradient is estimated and bounded.
 
-    Every component is an object (``KFAC(decay=0.99)``), a name (``"kfac"``) or a mapping with ``name`` and fields, as in YAML; it is an object
-    afterwards.
+    Every component is an object (``KFAC(decay=0.99)``), a name (``"kfac"``) or a mapping with ``name`` and fields, as in YAML; it is an
+    object afterwards.
 
     Attributes:
         curvature: Approximation of the joint Fisher of policy and critic.
         damping: Damping rule, or a number ``lambda`` for exact Tikhonov damping.
         step: Step rule. `KLTrustRegion` bounds ``KL(old policy || new policy) + KL(old critic || new critic)`` of one update, in nats.
         refresh: When statistics are gathered and inverses recomputed.
-        fisher: ``"mc"`` draws fresh actions and values from the current model, ``"exact"`` needs one backward pass for each action, ``"empirical"`` uses the
-            rollout's own actions and returns. A mapping without a ``seed`` takes the agent's.
+        fisher: ``"mc"`` draws fresh actions and values from the current model, ``"exact"`` needs one backward pass for each action,
+            ``"empirical"`` uses the rollout's own actions and returns. A mapping without a ``seed`` takes the agent's.
         momentum: Weight of the previous step, in [0, 1). With `KLTrustRegion` it is inside the bound.
         weight_decay: L2 coefficient.
-        vf_fisher_coef: The critic is ``Normal(V(s), 1/sqrt(vf_fisher_coef))``. ``"auto"``: one over the running mean square of the critic's residual
-            (return minus value), which also divides the value loss, so that the scale of the rewards does not matter.
+        vf_fisher_coef: The critic is ``Normal(V(s), 1/sqrt(vf_fisher_coef))``. ``"auto"``: one over the running mean square of the
+            critic's residual (return minus value), which also divides the value loss, so that the scale of the rewards does not matter.
         measure_kl: Whether to log the KL that an update really made; costs one forward pass for each logged update.
 
     Raises:
@@ -143,8 +144,8 @@ class NaturalGradientOptions:
         Fisher.of(self.fisher)
         if self.adaptive_damping:
             raise ConfigError(
-                f"damping {component_name(type(self.damping))!r} compares losses before and after a step; the loss of a policy gradient measures no progress. "
-                "Use 'tikhonov' or 'factored_tikhonov'"
+                f"damping {component_name(type(self.damping))!r} compares losses before and after a step, but the loss of a policy "
+                "gradient measures no progress; use 'tikhonov' or 'factored_tikhonov'"
             )
         check_fraction("momentum", self.momentum)
         check_positive("weight_decay", self.weight_decay, allow_zero=True)
