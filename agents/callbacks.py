@@ -113,8 +113,8 @@ class RunCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         """Measurements that cost something are made in updates that a row will report."""
-        due = self._is_row(self.agent._n_updates + 1, last=self.agent.num_timesteps >= self.config.total_timesteps)
-        self.agent._log_interval = 1 if due else NEVER
+        last = self.agent.num_timesteps >= self.config.total_timesteps
+        self.agent.measure_next_update = self._is_row(self.agent._n_updates + 1, last=last)
 
     def _on_training_end(self) -> None:
         self.between_updates(last=True)
@@ -199,7 +199,7 @@ class RunCallback(BaseCallback):
 
     def _show(self, *, last: bool) -> None:
         now = time.perf_counter()
-        if not last and now - self._bar_clock < BAR_SECONDS:
+        if not self.agent._n_updates or (not last and now - self._bar_clock < BAR_SECONDS):
             return
         self._bar_clock = now
         numbers, episodes = {}, self.agent.ep_info_buffer

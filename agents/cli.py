@@ -42,13 +42,17 @@ def _run(words: Sequence[str]) -> None:
 def _verbs() -> dict[str, Verb]:
     from natgrad_apps.agents.config import TrainConfig  # noqa: PLC0415  (loads SB3)
 
-    train = verb_parser("Train an agent and leave a run folder, or continue an interrupted run.", TrainConfig)
+    train = verb_parser(
+        f"{PROGRAM} train --config FILE --out DIR [--KEY VALUE ...]\n       {PROGRAM} train --resume DIR",
+        "Train an agent and leave a run folder, or continue an interrupted run.",
+        TrainConfig,
+    )
     train.add_argument("--config", metavar="FILE", help="YAML file, or the name of a preset such as cartpole")
     train.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
     train.add_argument("--resume", metavar="DIR", help="continue the run in this folder from its last checkpoint to its original end")
     train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
 
-    evaluate = verb_parser("Run episodes with a trained agent; write evaluation.json.")
+    evaluate = verb_parser(f"{PROGRAM} evaluate DIR [--episodes N] [options]", "Run episodes with a trained agent; write evaluation.json.")
     evaluate.add_argument("path", metavar="DIR", help="run folder or checkpoint")
     evaluate.add_argument("--episodes", metavar="N", help="number of episodes (default: evaluation.final_episodes of the run)")
     evaluate.add_argument("--checkpoint", metavar="last|best", help="which checkpoint of a run folder (default: last)")
@@ -59,13 +63,20 @@ def _verbs() -> dict[str, Verb]:
     evaluate.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: that of the run)")
     evaluate.add_argument("--out", metavar="DIR", help="folder of evaluation.json (default: the run folder)")
 
-    plot = verb_parser("Draw learning curves; runs that differ in their seed only give one curve with a bootstrap band.")
+    plot = verb_parser(
+        f"{PROGRAM} plot DIR [DIR ...] [--out FILE]",
+        "Draw learning curves; runs that differ in their seed only give one curve with a bootstrap band.",
+    )
     plot.add_argument("paths", nargs="+", metavar="DIR", help="run folders")
     plot.add_argument(
         "--out", metavar="FILE", help="PNG file (default: figures/learning_curve.png of one run, learning_curves.png here for several)"
     )
 
-    check = verb_parser("Check a configuration, make its environment and agent, and report layers and cost. Writes nothing.", TrainConfig)
+    check = verb_parser(
+        f"{PROGRAM} check --config FILE [--KEY VALUE ...]",
+        "Check a configuration, make its environment and agent, and report layers and cost. Writes nothing.",
+        TrainConfig,
+    )
     check.add_argument("--config", metavar="FILE", help="YAML file, or the name of a preset such as cartpole")
     return {
         "train": Verb(train, "train an agent, or continue a run", TrainConfig),

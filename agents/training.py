@@ -178,12 +178,12 @@ class _Session:
             f"{'start' if state is None else 'resume'} at step {self.agent.num_timesteps}: {shlex.join([PROGRAM, *sys.argv[1:]])}"
         )
         title = f"ACKTR {self.config.environment.id}"
-        view = ProgressView(title, self.config.total_timesteps, self.agent.num_timesteps)
+        view = ProgressView(title, self.config.total_timesteps, self.agent.num_timesteps, self.folder.log)
         with ExitStack() as stack:
             flag = stack.enter_context(InterruptFlag())
             stack.enter_context(_failures_to(self.folder))
             stack.enter_context(view)
-            stack.enter_context(_warnings_to(self.folder, view))
+            stack.enter_context(_warnings_to(view))
             config = self.config
             view.say(f"{title}: {config.total_timesteps:,} steps, batch {config.batch_size}, seed {config.seed}, {self.agent.device}")
             evaluation = make_evaluation(
@@ -301,15 +301,13 @@ def _failures_to(folder: RunFolder) -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_to(folder: RunFolder, view: ProgressView) -> Iterator[None]:
-    """Show warnings as lines that leave the progress bar whole, and keep them in the log."""
+def _warnings_to(view: ProgressView) -> Iterator[None]:
+    """Show warnings as lines that leave the progress bar whole, and that the log keeps."""
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
     ) -> None:
-        text = f"{category.__name__}: {message}"
-        folder.log(text)
-        view.say(text)
+        view.say(f"{category.__name__}: {message}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -6,6 +6,7 @@ command line obey one set of rules.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
@@ -80,14 +81,15 @@ class Options:
         return [Path(item) for item in self.values.get(name) or []]
 
 
-def verb_parser(description: str, config: type | None = None) -> ArgumentParser:
+def verb_parser(usage: str, description: str, config: type | None = None) -> ArgumentParser:
     """A parser with one option for each key of a configuration, whose errors are exceptions.
 
     Args:
+        usage: The command in one line.
         description: First lines of the help text.
         config: The dataclass of the configuration, None for no settings.
     """
-    parser = ArgumentParser(description=description, exit_on_error=False, default_env=False)
+    parser = _parser(usage=usage, description=description)
     groups: dict[str, Any] = {}
     for key in schema.keys(config) if config is not None else ():
         section = key.path.rpartition(".")[0]
@@ -114,7 +116,7 @@ def parse(program: str, description: str, verbs: Mapping[str, Verb], argv: Seque
     if argv and not argv[0].startswith("-") and argv[0] not in verbs:
         raise ConfigError(f"unknown verb {argv[0]!r}; available: {', '.join(verbs)}{_nearest(argv[0], verbs)}")
     words, below = _take_below_mappings(verbs, argv)
-    parser = ArgumentParser(prog=program, description=description, exit_on_error=False, default_env=False)
+    parser = _parser(prog=program, description=description)
     subcommands = parser.add_subcommands(required=False, dest="verb")
     for name, verb in verbs.items():
         subcommands.add_subcommand(name, verb.parser, help=verb.summary)
@@ -188,6 +190,11 @@ def find_config(kind: str, name: str) -> Path:
     if name in presets:
         return presets[name]
     raise ConfigError(f"--config {name!r} is neither a file nor a preset; presets: {', '.join(presets)}{_nearest(path.stem, presets)}")
+
+
+def _parser(**arguments: Any) -> ArgumentParser:
+    # The plain formatter leaves out jsonargparse's own notes on type and default: every value is text to it.
+    return ArgumentParser(exit_on_error=False, default_env=False, formatter_class=argparse.HelpFormatter, **arguments)
 
 
 def _take_below_mappings(verbs: Mapping[str, Verb], argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

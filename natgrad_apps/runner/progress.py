@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from rich.console import Console
@@ -20,12 +20,14 @@ class ProgressView:
         title: Name of the run.
         total: Number of steps of the whole run.
         done: Steps done before this process, for a resumed run.
-        unit: What is counted.
+        log: Is given every line that is printed.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0, unit: str = "steps") -> None:
-        self.title, self.total, self.unit = title, total, unit
-        self.done = done
+    unit = "steps"
+
+    def __init__(self, title: str, total: int, done: int, log: Callable[[str], None]) -> None:
+        self.title, self.total, self.done = title, total, done
+        self._log = log
         self._console = Console(stderr=True)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
@@ -69,7 +71,8 @@ class ProgressView:
             self.say(f"{self.title}  {done:,}/{self.total:,} {self.unit}  {text}")
 
     def say(self, text: str) -> None:
-        """Print a line; above the bar if there is one."""
+        """Print a line, above the bar if there is one, and log it."""
+        self._log(text)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

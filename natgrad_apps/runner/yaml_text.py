@@ -21,6 +21,8 @@ MAX_DEPTH = 20
 NULLS = frozenset({"", "~", "null"})
 TRUE = frozenset({"true", "yes", "on"})
 FALSE = frozenset({"false", "no", "off"})
+# What PyYAML resolves plain values to; every other tag was written.
+_PLAIN_TAGS = frozenset({"bool", "float", "int", "map", "merge", "null", "seq", "str", "timestamp", "value"})
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)([eE][-+]?\d+)?")
 _LEADING_ZERO = re.compile(r"[-+]?0\d")
 
@@ -182,7 +184,8 @@ def _convert(node: yaml.Node, source: str, depth: int, lines: bool = True) -> No
     place = f"{source}:{node.start_mark.line + 1}" if lines else source
     if depth > MAX_DEPTH:
         raise ConfigError(f"{place}: nested more than {MAX_DEPTH} levels deep")
-    if not str(node.tag).startswith("tag:yaml.org,2002:"):
+    prefix, _, kind = str(node.tag).rpartition(":")
+    if prefix != "tag:yaml.org,2002" or kind not in _PLAIN_TAGS:
         raise ConfigError(f"{place}: the YAML tag {node.tag!r} is not legal here; write plain values")
     if isinstance(node, yaml.ScalarNode):
         return Scalar(str(node.value), place, quoted=node.style is not None)
