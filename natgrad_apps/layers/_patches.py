@@ -1,60 +1,19 @@
-"""Patches of a convolution's input: where they lie, how to materialise them, and their moments."""
+"""The inputs of a convolution: a raw tensor whose patches are materialised only where someone asks for them."""
 
 from __future__ import annotations
 
-import itertools
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from natgrad_apps.layers._correlation import second_moment
+from natgrad_apps.layers._window import Window
 from natgrad_apps.layers.base import LayerInputs
-from natgrad_apps.linalg import gram
+from natgrad_apps.linalg.products import gram
 
-
-@dataclass(frozen=True)
-class Window:
-    """Everything that says which input elements a convolution multiplies, for any number of spatial dimensions.
-
-    Attributes:
-        kernel: Taps of the kernel along each dimension.
-        stride: Step between neighboring output positions.
-        dilation: Step between neighboring taps.
-        padding: Elements added (before, after) each dimension.
-        mode: ``"zeros"``, or a mode of `torch.nn.functional.pad`.
-        groups: Number of channel groups.
-    """
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    padding: tuple[tuple[int, int], ...]
-    mode: str = "zeros"
-    groups: int = 1
-
-    def pad(self, x: Tensor) -> Tensor:
-        """The input with its padding: ``[N, C, *spatial] -> [N, C, *padded]``."""
-        amounts = list(itertools.chain.from_iterable(reversed(self.padding)))
-        if not any(amounts):
-            return x
-        return F.pad(x, amounts, mode="constant" if self.mode == "zeros" else self.mode)
-
-    def output_size(self, spatial: tuple[int, ...]) -> tuple[int, ...]:
-        """Output positions along each dimension for an input of size `spatial`."""
-        return tuple(
-            (size + before + after - dilation * (kernel - 1) - 1) // stride + 1
-            for size, kernel, stride, dilation, (before, after) in zip(
-                spatial, self.kernel, self.stride, self.dilation, self.padding, strict=True
-            )
-        )
-
-    def view(self, x: Tensor) -> Tensor:
-        """All patches as a view of the padded input `x`: ``[N, C, *padded] -> [N, C, *output, *kernel]``."""
-        for i, (kernel, stride, dilation) in enumerate(zip(self.kernel, self.stride, self.dilation, strict=True)):
-            x = x.unfold(2 + i, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
-        return x
+# Patches are summed by one product over all spatial dimensions up to this size of its second factor, else dimension by dimension.
+_JOINT_COVERAGE = 2**13
 
 
 class PatchInputs(LayerInputs):
@@ -66,58 +25,83 @@ class PatchInputs(LayerInputs):
     """
 
     def __init__(self, x: Tensor, window: Window) -> None:
-        self.x = x
-        self.window = window
-        self.output = window.output_size(tuple(x.shape[2:]))
+        self._x = x
+        self._window = window
+        self._output = window.output_size(x.shape[2:])
+        self._channels = x.shape[1] // window.groups
+        self._width = self._channels * math.prod(window.kernel)
         self.units = x.shape[0]
-        self.positions = math.prod(self.output)
+        self.positions = math.prod(self._output)
 
     def rows(self) -> Tensor:
-        """All patches: ``[*K, N, S, d_in]``."""
-        window, dims = self.window, len(self.output)
-        view = window.view(window.pad(self.x))
-        view = view.unflatten(1, (window.groups, -1))
+        """All patches, ``[*K, N, S, d_in]``."""
+        window, n, dims = self._window, self.units, self._window.dims
+        view = window.view(window.pad(self._x))
+        view = view.reshape(n, window.groups, self._channels, *view.shape[2:])
         order = [1, 0, *range(3, 3 + dims), 2, *range(3 + dims, 3 + 2 * dims)]
-        rows = view.permute(order).reshape(window.groups, self.units, self.positions, -1)
-        return rows if window.groups > 1 else rows[0]
+        return self._ungrouped(view.permute(order).reshape(window.groups, n, self.positions, self._width))
 
     def second_moment(self) -> tuple[Tensor, Tensor]:
-        """Sums over units and positions of ``a a^T`` and ``a``."""
-        rows = self.rows().flatten(-3, -2)
-        return gram(rows), rows.sum(-2)
+        """Sums over units and positions of ``a a^T`` and ``a``, without all patches in memory; see `second_moment` of ``_correlation``."""
+        second = second_moment(self._window.pad(self._x), self._window.unpadded())
+        return self._ungrouped(second), self._sums(self._x.sum(0, keepdim=True)).squeeze(-2)
 
     def reduced(self) -> Tensor:
-        """Patches averaged over positions: ``[*K, N, d_in]``."""
-        return self.rows().mean(-2)
+        """Patches averaged over positions, ``[*K, N, d_in]``: products with 0-1 matrices. Cost ``N C spatial kernel[-1]``."""
+        return self._sums(self._x).div_(self.positions)
 
     def subsample(self, units: slice, positions: slice) -> LayerInputs:
-        """The patches of some units at some positions."""
-        chosen = PatchInputs(self.x[units], self.window)
-        if len(range(self.positions)[positions]) == self.positions:
-            return chosen
-        return RowInputs(chosen.rows()[..., positions, :])
+        """The patches of some units; of some positions, materialised."""
+        chosen = PatchInputs(self._x[units], self._window)
+        kept = range(self.positions)[positions]
+        return chosen if kept == range(self.positions) else RowInputs(chosen._rows_at(kept))
+
+    def _rows_at(self, positions: range) -> Tensor:
+        """Patches at some positions: ``[*K, N, len(positions), d_in]``."""
+        window, n = self._window, self.units
+        index = torch.arange(positions.start, positions.stop, positions.step, device=self._x.device)
+        places = torch.unravel_index(index, self._output)
+        view = window.view(window.pad(self._x))
+        rows = torch.ops.aten.index(view, [None, None, *places])  # [N, C, positions, *kernel]
+        rows = rows.reshape(n, window.groups, self._channels, *rows.shape[2:]).movedim(3, 1).movedim(2, 0)
+        return self._ungrouped(rows.reshape(window.groups, n, len(positions), self._width))
+
+    def _sums(self, x: Tensor) -> Tensor:
+        """Sums of patches over positions: ``[N, C, *spatial] -> [*K, N, d_in]``."""
+        window, n = self._window, x.shape[0]
+        if math.prod(x.shape[2:]) * math.prod(window.kernel) <= _JOINT_COVERAGE:
+            joint = x.new_ones(1, 1)
+            for dim in range(window.dims):
+                joint = torch.kron(joint, window.coverage(dim, x.shape[2 + dim], x))
+            x = x.flatten(2) @ joint.mT
+        else:
+            for dim in reversed(range(window.dims)):
+                x = (x.movedim(2 + dim, -1) @ window.coverage(dim, x.shape[2 + dim], x).mT).movedim(-1, 2 + dim)
+        return self._ungrouped(x.reshape(n, window.groups, self._width).transpose(0, 1))
+
+    def _ungrouped(self, x: Tensor) -> Tensor:
+        return x if self._window.groups > 1 else x[0]
 
 
 class RowInputs(LayerInputs):
-    """Inputs that are already materialised: ``[*K, N, S, d_in]``."""
+    """Inputs that are materialised: ``[*K, N, S, d_in]``."""
 
     def __init__(self, rows: Tensor) -> None:
         self._rows = rows
         self.units, self.positions = rows.shape[-3], rows.shape[-2]
 
     def rows(self) -> Tensor:
-        """All inputs: ``[*K, N, S, d_in]``."""
+        """All inputs, ``[*K, N, S, d_in]``."""
         return self._rows
 
     def second_moment(self) -> tuple[Tensor, Tensor]:
-        """Sums over units and positions of ``a a^T`` and ``a``."""
-        rows = self._rows.flatten(-3, -2)
-        return gram(rows), rows.sum(-2)
+        """Sums over units and positions of ``a a^T`` and ``a``. Cost ``N S d_in^2``."""
+        return gram(self._rows, rows=2), self._rows.sum((-3, -2))
 
     def reduced(self) -> Tensor:
-        """Inputs averaged over positions: ``[*K, N, d_in]``."""
+        """Inputs averaged over positions, ``[*K, N, d_in]``."""
         return self._rows.mean(-2)
 
     def subsample(self, units: slice, positions: slice) -> LayerInputs:
-        """The inputs of some units at some positions."""
+        """Views of the selected rows."""
         return RowInputs(self._rows[..., units, positions, :])

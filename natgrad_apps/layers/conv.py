@@ -7,17 +7,18 @@ from typing import ClassVar, TypeAlias
 
 from torch import Tensor, nn
 
-from natgrad_apps.layers._patches import PatchInputs, Window
+from natgrad_apps.layers._patches import PatchInputs
+from natgrad_apps.layers._window import Window
 from natgrad_apps.layers.base import Geometry, LayerAdapter, LayerInputs
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 class ConvAdapter(LayerAdapter):
-    """Canonical form of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d` (Grosse and Martens 2016, "KFC", section 3).
+    """Canonical form of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d` (Grosse & Martens 2016, "KFC", section 3).
 
-    ``N`` are the images, ``S`` the output positions, ``d_in`` the elements of a patch (channels of the group, then kernel taps), ``d_out`` the
-    output channels of a group. An input without a batch dimension counts as one image.
+    ``N`` are the images, ``S`` the output positions, ``d_in`` the elements of a patch (channels of the group, then kernel
+    taps), ``d_out`` the output channels of a group; ``K`` the groups. An input without a batch dimension is one image.
     """
 
     module_types: ClassVar[tuple[type[nn.Module], ...]] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -42,7 +43,7 @@ class ConvAdapter(LayerAdapter):
         flat = batched.flatten(2)
         if conv.groups == 1:
             return flat.mT
-        return flat.unflatten(1, (conv.groups, -1)).permute(1, 0, 3, 2)
+        return flat.reshape(flat.shape[0], conv.groups, conv.out_channels // conv.groups, flat.shape[2]).permute(1, 0, 3, 2)
 
     def weight_to_matrix(self, module: nn.Module, weight: Tensor) -> Tensor:
         """``[c_out, c_in / groups, *kernel]`` as ``[*K, d_out, d_in]``, a view."""

@@ -23,7 +23,7 @@ _STRIP = 128
 # Without oneDNN, strips pay from these sizes.
 _PLAIN_WIDTH, _PLAIN_ROWS = 384, 256
 # On CUDA, launches and partial waves cost more than the saved half below this width.
-_CUDA_WIDTH, _CUDA_STRIP = 8192, 2048
+_DEVICE_WIDTH, _DEVICE_STRIP = 8192, 2048
 # Rows that are transposed at a time, so that the copy is still in cache when it is multiplied.
 _CHUNK = 4096
 
@@ -34,8 +34,11 @@ def matmul_nt(x: Tensor, y: Tensor) -> Tensor:
     Fastest on CPU for contiguous matrices. With a symmetric ``B``, ``A B`` is ``matmul_nt(A, B)``, without a transposed copy.
     """
     onednn = _onednn(x, y)
-    if onednn is None or x.dim() != 2 or y.dim() != 2 or x.shape[0] * x.shape[1] * y.shape[0] < _PRODUCT_WORK:
+    if onednn is None or x.shape[:-2] != y.shape[:-2] or x.shape[-2] * x.shape[-1] * y.shape[-2] < _PRODUCT_WORK:
         return torch.matmul(x, y.mT)
+    if x.dim() > 2:
+        pairs = zip(x.flatten(0, -3), y.flatten(0, -3), strict=True)
+        return torch.stack([matmul_nt(left, right) for left, right in pairs]).reshape(*x.shape[:-1], y.shape[-2])
     # Another layout would silently take a reference kernel, hundreds of times slower.
     return onednn(x.contiguous(), y.contiguous())
 
@@ -61,43 +64,46 @@ def gram(x: Tensor, rows: int = 1) -> Tensor:
     return torch.stack([_chunked_gram(single) for single in flat]).reshape(*lead, d, d)
 
 
-def gram_nt(columns: Tensor) -> Tensor:
-    """Return ``y y^T`` of one matrix, ``[d, k] -> [d, d]``, exactly symmetric; contiguous, this is the best layout for `gram` on CPU."""
-    return _mirror(_upper(columns, columns.new_empty(columns.shape[0], columns.shape[0]), add=False))
+def gram_nt(y: Tensor) -> Tensor:
+    """Return ``y y^T``, exactly symmetric: ``[..., d, k] -> [..., d, d]``. Contiguous, this is the best layout on CPU."""
+    return mirror(upper_gram_nt(y))
+
+
+def upper_gram_nt(y: Tensor) -> Tensor:
+    """Return ``y y^T`` with only the block upper triangle filled, for sums that `mirror` completes: ``[..., d, k] -> [..., d, d]``."""
+    d, strip = y.shape[-2], _strip(y)
+    if d <= strip:
+        return matmul_nt(y, y)
+    result = y.new_zeros(*y.shape[:-1], d)
+    for start in range(0, d, strip):
+        result[..., start : start + strip, start:] = matmul_nt(y[..., start : start + strip, :], y[..., start:, :])
+    return result
+
+
+def mirror(matrix: Tensor) -> Tensor:
+    """Make a sum of `upper_gram_nt` symmetric, in place: ``[..., d, d]``."""
+    strip = _strip(matrix)
+    for start in range(0, matrix.shape[-1], strip):
+        stop = start + strip
+        corner = matrix[..., start:stop, start:stop]
+        corner.copy_((corner + corner.mT).mul_(0.5))
+        matrix[..., stop:, start:stop] = matrix[..., start:stop, stop:].mT
+    return matrix
+
+
+def _strip(x: Tensor) -> int:
+    return _STRIP if x.device.type == "cpu" else _DEVICE_STRIP
 
 
 def _chunked_gram(columns: Tensor) -> Tensor:
     """``sum_r c_r c_r^T`` of a view ``[d, *rows]``, a contiguous copy of some rows at a time."""
     d = columns.shape[0]
-    result = columns.new_empty(d, d)
     step = max(1, _CHUNK // max(1, math.prod(columns.shape[2:])))
-    for i, chunk in enumerate(columns.split(step, dim=1)):
-        _upper(chunk.reshape(d, -1).contiguous(), result, add=i > 0)
-    return _mirror(result)
-
-
-def _upper(columns: Tensor, result: Tensor, add: bool) -> Tensor:
-    """Put the block upper triangle of ``columns columns^T`` into `result`, or add it."""
-    width = _CUDA_STRIP if columns.is_cuda else _STRIP
-    for start in range(0, columns.shape[0], width):
-        block = matmul_nt(columns[start : start + width], columns[start:])
-        target = result[start : start + width, start:]
-        if add:
-            target += block
-        else:
-            target.copy_(block)
-    return result
-
-
-def _mirror(result: Tensor) -> Tensor:
-    """Make the block lower triangle the transpose of the upper one, and the diagonal blocks symmetric, in place."""
-    width = _CUDA_STRIP if result.is_cuda else _STRIP
-    for start in range(0, result.shape[-1], width):
-        stop = start + width
-        corner = result[..., start:stop, start:stop]
-        corner.copy_((corner + corner.mT).mul_(0.5))
-        result[..., stop:, start:stop] = result[..., start:stop, stop:].mT
-    return result
+    total: Tensor | None = None
+    for chunk in columns.split(step, dim=1):
+        part = upper_gram_nt(chunk.reshape(d, -1).contiguous())
+        total = part if total is None else total.add_(part)
+    return mirror(columns.new_zeros(d, d) if total is None else total)
 
 
 def _plain_gram(x: Tensor) -> Tensor:
@@ -107,8 +113,8 @@ def _plain_gram(x: Tensor) -> Tensor:
         pass  # autograd has no formula for products into slices
     elif x.device.type == "cpu" and d >= _PLAIN_WIDTH and rows >= _PLAIN_ROWS:
         strip = _STRIP
-    elif x.is_cuda and d >= _CUDA_WIDTH:
-        strip = _CUDA_STRIP
+    elif x.is_cuda and d >= _DEVICE_WIDTH:
+        strip = _DEVICE_STRIP
     if not strip:
         product = torch.matmul(x.mT, x)
         return (product + product.mT).mul_(0.5)
@@ -116,7 +122,7 @@ def _plain_gram(x: Tensor) -> Tensor:
     for start in range(0, d, strip):
         stop = min(start + strip, d)
         torch.matmul(x[..., start:stop].mT, x[..., start:], out=result[..., start:stop, start:])
-    return _mirror(result)
+    return mirror(result)
 
 
 def _onednn(*factors: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
