@@ -87,7 +87,10 @@ class ACKTRCnnPolicy(ActorCriticCnnPolicy):
         self, observation_space: gym.Space[Any], action_space: gym.Space[Any], lr_schedule: Schedule, **policy_kwargs: Any
     ) -> None:
         policy_kwargs.setdefault("features_extractor_class", ACKTRCnn)
-        # SB3 puts no further layers on its own NatureCNN, but two of 64 units on any other extractor.
-        if policy_kwargs["features_extractor_class"] is ACKTRCnn and policy_kwargs.get("net_arch") is None:
-            policy_kwargs["net_arch"] = []
+        if issubclass(policy_kwargs["features_extractor_class"], ACKTRCnn):
+            # What SB3 does for its own NatureCNN only: no further layers, and no check of the range of images that are scaled already.
+            if policy_kwargs.get("net_arch") is None:
+                policy_kwargs["net_arch"] = []
+            scaled = {"normalized_image": not policy_kwargs.get("normalize_images", True)}
+            policy_kwargs["features_extractor_kwargs"] = {**scaled, **(policy_kwargs.get("features_extractor_kwargs") or {})}
         super().__init__(observation_space, action_space, lr_schedule, **policy_kwargs)

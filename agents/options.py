@@ -5,11 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.type_aliases import Schedule
 from torch import nn
 
 from natgrad_apps import curvature as curvatures
@@ -28,6 +26,10 @@ from natgrad_apps.registry import component_name
 from natgrad_apps.statistics.fisher import Fisher
 from natgrad_apps.steps.base import StepRule
 from natgrad_apps.steps.kl_trust_region import KLTrustRegion
+
+if TYPE_CHECKING:  # annotations only: configurations are read without SB3
+    from stable_baselines3.common.buffers import RolloutBuffer
+    from stable_baselines3.common.type_aliases import Schedule
 
 AUTO = "auto"
 """Value of `NaturalGradientOptions.vf_fisher_coef` that ties the critic's noise to its residual."""

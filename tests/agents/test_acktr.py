@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import math
 import re
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 
+import natgrad_apps.agents
 from natgrad_apps.agents import ACKTR, NaturalGradientOptions
 from natgrad_apps.curvature.ekfac import EKFAC
 from natgrad_apps.curvature.kfac import KFAC
@@ -336,3 +339,14 @@ def test_learns_cartpole() -> None:
     model.learn(40_000)
     mean, _ = evaluate_policy(model, make_vec_env("CartPole-v1", 4, seed=2), n_eval_episodes=20)
     assert np.asarray(mean) >= 475
+
+
+def test_options_are_read_without_sb3() -> None:
+    """A help text or a configuration error must not wait for the seconds that SB3's import takes."""
+    code = (
+        "import sys, natgrad_apps.agents as agents; agents.NaturalGradientOptions.of({'momentum': 0.5}); "
+        "assert 'stable_baselines3' not in sys.modules; assert 'ACKTR' in dir(agents)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    with pytest.raises(AttributeError, match="no attribute 'ACKTRR'"):
+        natgrad_apps.agents.ACKTRR  # noqa: B018
