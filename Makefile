@@ -29,7 +29,7 @@ $(DEV): pyproject.toml constraints.txt tools/setup_venv.sh
 
 demo: $(RL) ## Train ACKTR on CartPole-v1 into runs/demo, evaluate it, draw its learning curve
 	@rm -rf runs/demo
-	@$(BIN)/natgrad-acktr train --config configs/agents/cartpole.yaml --out runs/demo
+	@$(BIN)/natgrad-acktr train --config configs/agents/cartpole.yaml --threads 1 --out runs/demo
 
 test: $(DEV) ## Run the quick tests
 	@$(PYTEST)

@@ -17,7 +17,7 @@ from tests.packaging.installed import ROOT, Installation
 pytestmark = pytest.mark.xdist_group("packaging")
 
 # Tests of the checkout rather than of the package.
-READ_THE_CHECKOUT = ("packaging", "docs", "meta", "benchmarks")
+READ_THE_CHECKOUT = ("packaging", "docs", "benchmarks", "test_meta.py")
 APPLICATIONS = ("stable_baselines3", "gymnasium", "pyro", "torch_geometric", "matplotlib", "tensorboard", "rich", "jsonargparse", "yaml")
 
 WHERE = """
