@@ -59,8 +59,7 @@ def unknown_name(kind: str, given: str, available: Iterable[str]) -> ConfigError
 
 def check_positive(name: str, value: float, *, allow_zero: bool = False) -> None:
     """Raise `ConfigError` unless `value` is finite and positive (or zero, where that is legal)."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise ConfigError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")
+    _check_number(name, value)
     legal = value >= 0 if allow_zero else value > 0
     if not legal or not math.isfinite(value):
         bound = ">= 0" if allow_zero else "> 0"
@@ -69,6 +68,12 @@ def check_positive(name: str, value: float, *, allow_zero: bool = False) -> None
 
 def check_fraction(name: str, value: float, *, below_one: bool = True) -> None:
     """Raise `ConfigError` unless `0 <= value < 1` (or `0 < value <= 1` with ``below_one=False``)."""
+    _check_number(name, value)
     legal = 0 <= value < 1 if below_one else 0 < value <= 1
     if not legal:
         raise ConfigError(f"{name} must be in {'[0, 1)' if below_one else '(0, 1]'}, got {value!r}")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ConfigError(f"{name} must be a number, got {value!r} of type {type(value).__name__}")

@@ -134,18 +134,24 @@ class NaturalGradient(torch.optim.Optimizer):
             return self._skipped(norms)
         matrices = core.to_blocks(gradients)
         names = core.require_statistics(matrices)
+        if not names:  # the first batch was rejected
+            return self._skipped(norms)
         directions = core.from_blocks(core.multiply_power({name: matrices[name] for name in names}, -1))
         parameters = [p for p in directions if p in gradients]
         outcome = self.step_rule(self._proposal(parameters, directions, gradients))
+        taken = accept & outcome.predicted_kl.isfinite()
+        core.reject(accept & ~taken)
+        if core.branch_on_host and not taken:
+            return self._skipped(norms)
         before = self._loss(closure)
         if before is not None:
             decrease = self._predicted_decrease(parameters, outcome.update, gradients)
-        self._apply(parameters, outcome, accept & outcome.predicted_kl.isfinite())
+        self._apply(parameters, outcome, taken)
         if before is not None:
             after = self._loss(closure)
             assert after is not None
             core.damping_value = core.damping.adapt(core.damping_value, ((before - after) / decrease).to(core.damping_value))
-        return self._info(norms, parameters, outcome, accept)
+        return self._info(norms, parameters, outcome, taken)
 
     def _options(self, name: str) -> dict[Tensor, Any]:
         return {p: group[name] for group in self.param_groups for p in group["params"]}
@@ -168,8 +174,8 @@ class NaturalGradient(torch.optim.Optimizer):
             quadratic=quadratic,
         )
 
-    def _apply(self, parameters: Sequence[nn.Parameter], outcome: Outcome, accept: Tensor) -> None:
-        """Add the step where it is accepted, and keep it as the next velocity."""
+    def _apply(self, parameters: Sequence[nn.Parameter], outcome: Outcome, taken: Tensor) -> None:
+        """Add the step where it is taken, and keep it as the next velocity."""
         if self.preconditioner.branch_on_host:
             torch._foreach_add_(list(parameters), outcome.update)
             for p, d in zip(parameters, outcome.update, strict=True):
@@ -178,8 +184,8 @@ class NaturalGradient(torch.optim.Optimizer):
         for p, d in zip(parameters, outcome.update, strict=True):
             old = self.state[p].get("velocity")
             zero = torch.zeros_like(d)
-            p.add_(torch.where(accept, d, zero))
-            self.state[p]["velocity"] = torch.where(accept, d, zero if old is None else old)
+            p.add_(torch.where(taken, d, zero))
+            self.state[p]["velocity"] = torch.where(taken, d, zero if old is None else old)
 
     def _loss(self, closure: Closure | None) -> Tensor | None:
         core = self.preconditioner
@@ -198,9 +204,8 @@ class NaturalGradient(torch.optim.Optimizer):
         squares = torch.stack([d.square().sum() for d in update]).sum()
         return -(slope + (torch.stack(list(quadratic.values())).sum() + core.damping_value * squares) / 2)
 
-    def _info(self, norms: Mapping[Any, Tensor], parameters: Sequence[nn.Parameter], outcome: Outcome, accept: Tensor) -> Info:
+    def _info(self, norms: Mapping[Any, Tensor], parameters: Sequence[nn.Parameter], outcome: Outcome, taken: Tensor) -> Info:
         core = self.preconditioner
-        taken = accept & outcome.predicted_kl.isfinite()
         updates = dict(zip(parameters, torch._foreach_norm(outcome.update), strict=True))
         return Info(
             predicted_kl=outcome.predicted_kl,

@@ -68,6 +68,7 @@ class Preconditioner:
         self._observer = Observer(self.blocks, Fisher.of(fisher))
         self._pending: dict[str, Moments] = {}
         self._ready: set[str] = set()
+        self._overdue: set[str] = set()
 
     @property
     def fisher(self) -> Fisher:
@@ -137,22 +138,29 @@ class Preconditioner:
         if accept is None:
             accept = torch.ones((), dtype=torch.bool, device=self.damping_value.device)
         accept = torch.stack([accept, *checks]).all()
-        due = seen & set(self.refresh.blocks_due(self.step_count, list(self.blocks))) | (seen - self._ready)
+        due = seen & {*self.refresh.blocks_due(self.step_count, list(self.blocks)), *self._overdue} | (seen - self._ready)
         self.step_count += 1
-        self.skipped_steps += ~accept
         pending, self._pending = self._pending, {}
+        self.reject(~accept)
         known = bool(accept) if self.branch_on_host or due - self._ready else None
         if known is False:
-            self._ready -= due  # what was due is done at the next step
-            if self.branch_on_host:
-                message = f"step {self.step_count} was skipped: a gradient or statistic is NaN or infinite"
-                warnings.warn(message, NonFiniteWarning, stacklevel=3)
+            self._overdue |= due
+            for name in seen - self._ready:  # what a rejected first batch left there (the first basis of EKFAC)
+                self.blocks[name].state.cache.clear()
             return accept
         for name, new in pending.items():
             block = self.blocks[name]
             block.curvature.accumulate(block.state, new.values, None if known else accept)
         self._refresh([name for name in self.blocks if name in due])
+        self._overdue.clear()
         return accept
+
+    def reject(self, rejected: Tensor) -> None:
+        """Count a rejected step where the 0-d boolean tensor is true; on the CPU, warn."""
+        self.skipped_steps += rejected
+        if self.branch_on_host and rejected:
+            message = f"step {self.step_count} was skipped: a gradient, a statistic or the step is NaN or infinite"
+            warnings.warn(message, NonFiniteWarning, stacklevel=4)
 
     @torch.no_grad()
     def _refresh(self, names: Sequence[str]) -> None:
@@ -221,6 +229,7 @@ class Preconditioner:
             "observer": self._observer.state_dict(),
             "step_count": self.step_count,
             "ready": sorted(self._ready),
+            "overdue": sorted(self._overdue),
             "damping": self.damping_value.clone(),
             "skipped_steps": self.skipped_steps.clone(),
         }
@@ -234,6 +243,7 @@ class Preconditioner:
         self.blocks.load_state_dict(saved["blocks"])
         self._observer.load_state_dict(saved["observer"])
         self.step_count, self._ready = int(saved["step_count"]), set(saved["ready"])
+        self._overdue = set(saved["overdue"])
         self.damping_value = saved["damping"].to(self.damping_value, copy=True)
         self.skipped_steps = saved["skipped_steps"].to(self.skipped_steps, copy=True)
         self._pending = {}

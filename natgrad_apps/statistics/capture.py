@@ -154,27 +154,23 @@ class StatisticsSettings:
 
 
 def _use(layer: Layer, call: Call, columns: Sequence[Tensor], settings: StatisticsSettings) -> Use:
-    x = call.x.to(layer.spec.dtype)
-    inputs = layer.adapter.inputs(call.module, x)
+    inputs = layer.adapter.inputs(call.module, call.x.to(layer.spec.dtype))
     gradients = [layer.adapter.output_gradients(call.module, g) for g in columns]
     units, positions = inputs.units, inputs.positions
-    fraction = 1.0
-    chosen_units, chosen_positions = settings.slices()
-    if settings.reduce:
+    chosen, chosen_positions = settings.slices()
+    kept = len(range(units)[chosen])
+    if settings.reduce or not len(range(positions)[chosen_positions]):
         chosen_positions = slice(None)
-    if len(range(units)[chosen_units]) == 0:
-        chosen_units = slice(None)
-    if len(range(positions)[chosen_positions]) == 0:
-        chosen_positions = slice(None)
-    kept_units, kept_positions = len(range(units)[chosen_units]), len(range(positions)[chosen_positions])
-    if (kept_units, kept_positions) != (units, positions):
-        inputs = inputs.subsample(chosen_units, chosen_positions)
-        gradients = [g[..., chosen_units, chosen_positions, :] for g in gradients]
-        fraction = kept_units * kept_positions / (units * positions)
+    if 0 < kept < units:
+        inputs = inputs.subsample(chosen, slice(None))
+        gradients = [g[..., chosen, :, :] for g in gradients]
+    else:
+        kept = units
     return Use(
         inputs=inputs if layer.weight is not None else None,
         gradients=tuple(gradients),
-        units=kept_units,
-        positions=kept_positions,
-        fraction=fraction,
+        units=kept,
+        positions=positions,
+        fraction=kept / units,
+        chosen=slice(None) if len(range(positions)[chosen_positions]) == positions else chosen_positions,
     )

@@ -23,6 +23,8 @@ class Subsample:
 
     Every ``units``-th unit (example) and every ``positions``-th shared position is used. The first one moves on by one
     with each batch, so every unit and position is used in turn. Sums are scaled back by the fraction that was used.
+    The position stride acts on second moments of rows (the factors of K-FAC with ``expand``); whatever sums over the
+    positions of a unit first uses all of them.
 
     Attributes:
         units: Stride over units, 1 uses all.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,7 +23,9 @@ CHUNK = 2**24
 class Use:
     """One call of a layer: its inputs, and its output gradients ``[*K, N, S, d_out]`` for each Fisher column (none with ``forward_only``).
 
-    ``fraction`` is the part of the rows that a sub-sample kept.
+    Units are sub-sampled already; ``fraction`` is the part that was kept. ``chosen`` are the positions that second
+    moments of rows use; sums over the positions of a unit need all of them, because their cross terms have no unbiased
+    estimate from a part.
     """
 
     inputs: LayerInputs | None
@@ -31,6 +33,17 @@ class Use:
     units: int
     positions: int
     fraction: float = 1.0
+    chosen: slice = field(default_factory=lambda: slice(None))
+
+    @property
+    def row_inputs(self) -> LayerInputs | None:
+        """Inputs at the chosen positions."""
+        return self.inputs if self.inputs is None or self.chosen == slice(None) else self.inputs.subsample(slice(None), self.chosen)
+
+    @property
+    def row_weight(self) -> float:
+        """What undoes the sub-sampling of units and positions in a sum over rows."""
+        return self.positions / (self.fraction * len(range(self.positions)[self.chosen]))
 
 
 class Statistics(ABC):
@@ -75,11 +88,12 @@ class LayerStatistics(Statistics):
         sums: Tensor | None = None
         count = 0
         for use in self.uses:
-            assert use.inputs is not None
-            second, first = use.inputs.second_moment()
+            inputs = use.row_inputs
+            assert inputs is not None
+            second, first = inputs.second_moment()
             total = second if total is None else total + second
             sums = first if sums is None else sums + first
-            count += use.inputs.units * use.inputs.positions
+            count += inputs.units * inputs.positions
         assert total is not None
         assert sums is not None
         if not self.has_bias:
@@ -153,8 +167,9 @@ class LayerStatistics(Statistics):
         return torch.ones(shape, dtype=self.spec.dtype, device=self.spec.device)
 
     def _input_rows(self) -> Tensor:
-        """Inputs of every call as ``[*K, 1, rows, d_in]``."""
-        return torch.cat([self._inputs_of(use).flatten(-3, -2).unsqueeze(-3) for use in self.uses], dim=-2)
+        """Inputs of every call at the chosen positions, as ``[*K, 1, rows, d_in]``."""
+        parts = [self._inputs_of(use)[..., use.chosen, :] for use in self.uses]
+        return torch.cat([part.flatten(-3, -2).unsqueeze(-3) for part in parts], dim=-2)
 
     def _reduced_inputs(self) -> Tensor:
         """Inputs averaged over positions and calls, ``[*K, N, d_in]``."""
@@ -174,7 +189,7 @@ class LayerStatistics(Statistics):
         """Gradients of every call and column as ``[*K, rows, d_out]``, with the weight that undoes sub-sampling."""
         for use in self.uses:
             for g in use.gradients:
-                yield g.to(self.spec.dtype).flatten(-3, -2), 1.0 / use.fraction
+                yield g[..., use.chosen, :].to(self.spec.dtype).flatten(-3, -2), use.row_weight
 
     def _reduced_gradients(self) -> Iterator[tuple[Tensor, float]]:
         """Gradients summed over positions and calls, ``[*K, N, d_out]`` for each column."""
