@@ -19,7 +19,7 @@ from torch import Tensor
 _PRODUCT_WORK = 2**21
 _SYMMETRIC_WORK = 2**25
 # Columns of a symmetric product that are computed together: narrower strips waste fewer products, wider ones run faster.
-_STRIP = 128
+_STRIP = 96
 # Without oneDNN, strips pay from these sizes.
 _PLAIN_WIDTH, _PLAIN_ROWS = 384, 256
 # On CUDA, launches and partial waves cost more than the saved half below this width.

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.errors import NumericalError, ShapeError
+from natgrad_apps.linalg.products import gram
 
 JITTER_LADDER = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4)
 """Jitter tried in float64, one after the other, in units of machine epsilon (of the input's dtype) times the mean diagonal."""
@@ -159,16 +160,23 @@ def _cholesky(stack: Tensor) -> tuple[Tensor, Tensor]:
 
 def _inverse(stack: Tensor) -> tuple[Tensor, Tensor]:
     factor, info = torch.linalg.cholesky_ex(stack, check_errors=False)
-    try:
-        inverse = torch.cholesky_inverse(factor)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # LAPACK refuses a pivot that is exactly zero
-        return torch.zeros_like(stack), torch.zeros_like(info, dtype=torch.bool)
-    if stack.device.type == "cpu":
-        inverse = inverse.mT  # LAPACK computes one triangle and copies it; transposed, the result is contiguous
-    else:  # other libraries solve with the identity
-        inverse = (inverse + inverse.mT).mul_(0.5)
+    inverse = _by_lapack(factor) if stack.device.type == "cpu" else _by_triangles(factor)
     # The diagonal bounds every entry of a positive definite matrix, so an overflow shows there.
     return inverse, _passed(stack, factor, info) & inverse.diagonal(dim1=-2, dim2=-1).isfinite().all(-1)
+
+
+def _by_lapack(factor: Tensor) -> Tensor:
+    try:
+        # LAPACK computes one triangle and copies it, so the result is symmetric; transposed, it is contiguous.
+        return torch.cholesky_inverse(factor).mT
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # a pivot is exactly zero
+        return torch.full_like(factor, math.nan)
+
+
+def _by_triangles(factor: Tensor) -> Tensor:
+    """``L^-T L^-1``. `torch.cholesky_inverse` checks for errors on the host, which stalls a device."""
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    return gram(torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False))
 
 
 def _climb(matrix: Tensor, compute: _Computation) -> Tensor:

@@ -94,7 +94,8 @@ def brute_force_rows(conv: Convolution, x: Tensor) -> Tensor:
             for c in range(per_group):
                 for tap in itertools.product(*map(range, conv.kernel_size)):
                     at = tuple(p + t * d for p, t, d in zip(place, tap, conv.dilation, strict=True))
-                    patch.append(padded[:, k * per_group + c][(..., *at)])
+                    index: tuple[int | slice, ...] = (slice(None), k * per_group + c, *at)
+                    patch.append(padded[index])
             positions.append(torch.stack(patch, dim=-1))
         groups.append(torch.stack(positions, dim=1))
     return torch.stack(groups)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.errors import NumericalError, ShapeError
-from natgrad_apps.linalg import cholesky_many, eigh_many, inverse_many, matrix_power
+from natgrad_apps.linalg import cholesky_many, eigh_many, inverse_many, matrix_power, spd
 
 
 def with_eigenvalues(values: Tensor, seed: int = 0) -> Tensor:
@@ -40,6 +40,18 @@ def test_inverse_many_equals_the_dense_inverse() -> None:
         assert (inverse.shape, inverse.dtype) == (matrix.shape, matrix.dtype)
         assert torch.equal(inverse, inverse.mT)
         torch.testing.assert_close(inverse.double(), torch.linalg.inv(matrix.double()), rtol=0, atol=tolerance(matrix))
+
+
+def test_the_path_of_other_devices_gives_the_same_inverses(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices = [*mixed(), torch.ones(6, 6, dtype=torch.float64)]
+    expected = inverse_many(matrices)
+    monkeypatch.setattr(spd, "_by_lapack", spd._by_triangles)
+    for inverse, reference in zip(inverse_many(matrices)[:-1], expected[:-1], strict=True):
+        assert torch.equal(inverse, inverse.mT)
+        torch.testing.assert_close(inverse, reference, rtol=0, atol=tolerance(reference))
+    for broken in (torch.zeros(2, 2), torch.full((2, 2), math.nan)):
+        with pytest.raises(NumericalError):
+            inverse_many([broken])
 
 
 def test_cholesky_many_equals_the_dense_factor() -> None:
