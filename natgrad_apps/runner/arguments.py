@@ -193,8 +193,9 @@ def find_config(kind: str, name: str) -> Path:
 
 
 def _parser(**arguments: Any) -> ArgumentParser:
-    # The plain formatter leaves out jsonargparse's own notes on type and default: every value is text to it.
-    return ArgumentParser(exit_on_error=False, default_env=False, formatter_class=argparse.HelpFormatter, **arguments)
+    # The plain formatter leaves out jsonargparse's own notes on type and default, because every value is text to it; its own --print_config
+    # would print that text.
+    return ArgumentParser(exit_on_error=False, default_env=False, print_config=None, formatter_class=argparse.HelpFormatter, **arguments)
 
 
 def _take_below_mappings(verbs: Mapping[str, Verb], argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:

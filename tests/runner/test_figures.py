@@ -60,7 +60,7 @@ def test_runs_meet_on_the_steps_that_all_cover() -> None:
 
 
 def test_the_bootstrap_band_has_the_width_of_theory() -> None:
-    """For n normal values the interval of the mean is about 1.96 s/sqrt(n) to each side, with the population deviation s that resampling has."""
+    """About 1.96 s/sqrt(n) to each side of the mean of n normal values, with the population deviation s that resampling has."""
     values = np.random.default_rng(1).normal(size=(30, 1))
     low, high = bootstrap_band(values)
     half = 1.96 * values.std() / np.sqrt(30)
