@@ -18,6 +18,10 @@ from natgrad_apps.runner.folder import CONFIG, require_run
 RECENT, WINDOW, EVALUATION, SPREAD = "rollout/recent_return", "rollout/ep_rew_mean", "eval/mean_reward", "eval/std_reward"
 
 
+class NothingToDrawError(ConfigError):
+    """No episode has ended in a run yet."""
+
+
 class Run:
     """What a picture needs of one run folder.
 
@@ -25,7 +29,8 @@ class Run:
         path: The run folder.
 
     Raises:
-        ConfigError: It is no run folder, or no episode has ended in it yet.
+        ConfigError: It is no run folder.
+        NothingToDrawError: No episode has ended in it yet.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,8 +41,8 @@ class Run:
         rows = metrics.read_rows(file) if file.is_file() else []
         self.recent = _curve(rows, RECENT)
         self.evaluations = _curve(rows, EVALUATION, SPREAD)
-        if not len(self.recent.steps):
-            raise ConfigError(f"{str(path)!r} has no returns to draw: no episode has ended yet (metrics.csv has {len(rows)} rows)")
+        if not len(self.recent.steps) and not len(self.evaluations.steps):
+            raise NothingToDrawError(f"{str(path)!r} has no returns to draw: no episode has ended yet (metrics.csv has {len(rows)} rows)")
 
     @property
     def environment(self) -> str:
@@ -62,21 +67,23 @@ def plot_runs(paths: Sequence[Path], out: Path) -> Path:
         The file.
 
     Raises:
-        ConfigError: A folder is no run folder, or has nothing to draw.
+        ConfigError: A folder is no run folder, or the picture cannot be written.
+        NothingToDrawError: No episode has ended in a run yet.
     """
     runs = [Run(path) for path in paths]
     panels: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
         panels.setdefault(run.environment, {}).setdefault(run.settings, []).append(run)
-    title = f"Learning curve: ACKTR on {', '.join(panels)}"
+    title = f"Learning curve: ACKTR on {', '.join(panels)}" + (f", seed {runs[0].config['seed']}" if len(runs) == 1 else "")
     figure, axes = figures.new_figure(title, len(panels))
     for axis, experiments in zip(axes, panels.values(), strict=True):
         for index, members in enumerate(experiments.values()):
             color, label = COLORS[index % len(COLORS)], _label(members, alone=len(experiments) == 1)
-            if len(members) == 1:
-                _draw_run(axis, members[0], color, label)
-            else:
+            if len(members) > 1 and all(len(run.recent.steps) for run in members):
                 _draw_seeds(axis, members, color, label)
+            else:
+                for run in members:
+                    _draw_run(axis, run, color, label)
         environment = experiments[next(iter(experiments))][0].environment
         axis.set_ylabel("return (sum of rewards of an episode)")
         axis.set_xlabel("environment steps" + (" (4 frames each)" if "NoFrameskip" in environment else ""))

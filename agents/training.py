@@ -24,7 +24,7 @@ from natgrad_apps.agents.callbacks import NEVER, EvaluationInterruptedError, Hoo
 from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
-from natgrad_apps.agents.plotting import plot_runs
+from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, provenance, schema
 from natgrad_apps.runner.arguments import read_file
@@ -245,7 +245,9 @@ class _Session:
                 self._interrupt(flag)
 
         check()
-        view.say(f"final evaluation, {settings.final_episodes} episodes")
+        view.say(
+            f"final evaluation over {settings.final_episodes} episodes" if settings.final_episodes > 1 else "final evaluation, one episode"
+        )
         start = time.perf_counter()
         seed = self.config.seed + FINAL_SEED
         result = evaluate(self.agent, venv, settings.final_episodes, seed, deterministic=settings.deterministic, check=check)
@@ -258,8 +260,11 @@ class _Session:
 
     def _finish(self, result: Evaluation) -> None:
         self.folder.write_results(self._results(result))
-        with _failures_to(self.folder):
-            picture = plot_runs([self.folder.path], self.folder.figures / "learning_curve.png")
+        try:
+            with _failures_to(self.folder):
+                picture = str(plot_runs([self.folder.path], self.folder.figures / "learning_curve.png"))
+        except NothingToDrawError:
+            picture = "none, because no episode ended during training"
         summary = f"evaluation: mean return {result.mean:.2f}, standard deviation {result.std:.2f}, {len(result.returns)} episodes"
         self.folder.log(f"done at step {self.agent.num_timesteps}; {summary}")
         print(summary)

@@ -219,6 +219,16 @@ def test_plot_draws_where_it_is_told(finished_run: Path, tmp_path: Path, monkeyp
     assert (tmp_path / "one.png").read_bytes() == (finished_run / "figures" / "learning_curve.png").read_bytes()
 
 
+def test_a_run_in_which_no_episode_ends_has_no_picture(tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    short = ["--environment.id", "Pendulum-v1", "--agent.n_steps", "8", "--total_timesteps", "64", "--evaluation.final_episodes", "1"]
+    assert main(["train", "--out", str(out), *short]) == 0
+    assert "picture: none, because no episode ended" in capsys.readouterr().out
+    assert json.loads((out / "results.json").read_text())["evaluation"]["episodes"] == 1
+    assert main(["plot", str(out)]) == 2
+    assert "no episode has ended yet" in capsys.readouterr().err
+
+
 def test_check_reports_layers_and_cost_and_writes_nothing(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["check", "--environment.id", "Pendulum-v1", "--environment.n_envs", "2", "--agent.n_steps", "8"]) == 0
