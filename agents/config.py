@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from math import inf
 from typing import Annotated, Any, Literal
 
 from torch import nn
@@ -117,7 +118,7 @@ class AgentConfig:
         """
         if isinstance(self.learning_rate, str):
             match = _SCHEDULE.fullmatch(self.learning_rate)
-            if match is None or float(match[1]) <= 0:
+            if match is None or not 0 < float(match[1]) < inf:
                 raise ConfigError(f"learning_rate {self.learning_rate!r} is neither a number > 0 nor a schedule such as 'lin_0.25'")
             return LinearSchedule(float(match[1]))
         if self.learning_rate <= 0:
