@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natgrad_apps.curvature.base import require_cache
 from natgrad_apps.curvature.kfac import KFAC, cached, in_eigenbasis, refresh_eigenbasis
-from natgrad_apps.linalg.blocks import BlockDiagonal
+from natgrad_apps.linalg.blocks import BlockDiagonal, sandwich
 from natgrad_apps.linalg.spd import eigh_many
 from natgrad_apps.statistics.moments import LayerStatistics, Statistics
 from natgrad_apps.types import DampingValue, State
@@ -60,7 +60,7 @@ class EKFAC(KFAC):
         for state, (old_a, old_g) in zip(states, old, strict=True):
             squares_a = _squared_rotation(cached(state, "vectors_A"), old_a)
             squares_g = _squared_rotation(cached(state, "vectors_G"), old_g)
-            state.moments["s"] = squares_g.before(squares_a.transposed.after(state.moments["s"]))
+            state.moments["s"] = sandwich(squares_g, state.moments["s"], squares_a)
             state.cache = {n: v for n, v in state.cache.items() if not n.startswith("values_")}
             state.cache["damping"] = damping.value.to(state.spec.dtype, copy=True)
 
@@ -71,7 +71,7 @@ class EKFAC(KFAC):
     def quadratic(self, state: State, v: Tensor) -> Tensor:
         """``sum_ij s_ij (Q_G^T v Q_A)_ij^2``."""
         require_cache(state, "vectors_A0")
-        rotated = cached(state, "vectors_G").transposed.before(cached(state, "vectors_A").after(v))
+        rotated = sandwich(cached(state, "vectors_G").transposed, v, cached(state, "vectors_A").transposed)
         return (state.moments["s"] * rotated.square()).sum()
 
     def logdet(self, state: State) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from natgrad_apps.curvature.base import Curvature, require_cache
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.linalg.blocks import BlockDiagonal, split
+from natgrad_apps.linalg.blocks import BlockDiagonal, sandwich, split
 from natgrad_apps.linalg.spd import cholesky_many, eigh_many, inverse_many
 from natgrad_apps.statistics.moments import LayerStatistics, Statistics
 from natgrad_apps.types import BlockSpec, DampingValue, State
@@ -97,11 +97,11 @@ class KFAC(Curvature):
             a, g = (damped_factor(state, letter) for letter in "AG")
             if power != 1:
                 a, g = _power(a, power), _power(g, power)
-        return g.before(a.after(v))
+        return sandwich(g, v, a)
 
     def quadratic(self, state: State, v: Tensor) -> Tensor:
         """``<v, G v A>``."""
-        return (v * factor(state, "G").before(factor(state, "A").after(v))).sum()
+        return (v * sandwich(factor(state, "G"), v, factor(state, "A"))).sum()
 
     def logdet(self, state: State) -> Tensor:
         """``d_in logdet G_d + d_out logdet A_d`` for a factored damping, else the sum of logarithms of the damped eigenvalues."""
@@ -175,8 +175,8 @@ def kronecker_eigenvalues(state: State) -> Tensor:
 def in_eigenbasis(state: State, v: Tensor, scale: Tensor) -> Tensor:
     """``Q_G [(Q_G^T v Q_A) * scale] Q_A^T``."""
     a, g = cached(state, "vectors_A"), cached(state, "vectors_G")
-    rotated = g.transposed.before(a.after(v))
-    return g.before(a.transposed.after(rotated * scale))
+    rotated = sandwich(g.transposed, v, a.transposed)
+    return sandwich(g, rotated * scale, a)
 
 
 def _power(matrix: BlockDiagonal, power: float) -> BlockDiagonal:

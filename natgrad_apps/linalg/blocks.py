@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from natgrad_apps.linalg.products import matmul_nt
+
 
 def split(size: int, cap: int) -> list[slice]:
     """Ranges of at most `cap` rows, as equal in size as possible: the structure of a factor of width `size`.
@@ -50,6 +52,13 @@ class BlockDiagonal:
         parts = v.split([b.shape[-1] for b in self.blocks], dim=-2)
         return torch.cat([b @ p for p, b in zip(parts, self.blocks, strict=True)], dim=-2)
 
+    def times_transposed(self, v: Tensor) -> Tensor:
+        """``B v^T`` for ``v: [..., r, d]``, the product that is fastest on CPU: see `sandwich`."""
+        if len(self.blocks) == 1:
+            return matmul_nt(self.blocks[0], v)
+        parts = v.split([b.shape[-1] for b in self.blocks], dim=-1)
+        return torch.cat([matmul_nt(b, p) for b, p in zip(self.blocks, parts, strict=True)], dim=-2)
+
     def diagonal(self) -> Tensor:
         """``[*K, d]``."""
         return torch.cat([b.diagonal(dim1=-2, dim2=-1) for b in self.blocks], dim=-1)
@@ -62,3 +71,8 @@ class BlockDiagonal:
             copy.diagonal(dim1=-2, dim2=-1).add_(value.unsqueeze(-1))
             shifted.append(copy)
         return BlockDiagonal(shifted)
+
+
+def sandwich(left: BlockDiagonal, v: Tensor, right: BlockDiagonal) -> Tensor:
+    """``L v R^T`` for ``v: [..., d_out, d_in]``: two products ``x y^T`` of contiguous operands, ``L (R v^T)^T``, and no transposed copy."""
+    return left.times_transposed(right.times_transposed(v))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from natgrad_apps.errors import ShapeError
 from natgrad_apps.layers.base import LayerInputs
-from natgrad_apps.linalg.blocks import BlockDiagonal
+from natgrad_apps.linalg.blocks import BlockDiagonal, sandwich
 from natgrad_apps.linalg.products import gram
 from natgrad_apps.types import BlockSpec
 
@@ -126,7 +126,7 @@ class LayerStatistics(Statistics):
         """See `Statistics`. Cost ``C N S d_out d_in`` plus the rotations; per-unit gradients are formed in chunks, never all at once."""
         if not self.uses[0].gradients:
             moment = self.input_moment()
-            rotated = moment if right is None else right.transposed.before(right.after(moment))
+            rotated = moment if right is None else sandwich(right.transposed, moment, right.transposed)
             diagonal = rotated.diagonal(dim1=-2, dim2=-1)
             return diagonal.unsqueeze(-2).expand(self.spec.shape).clone()
         total = torch.zeros(self.spec.shape, dtype=self.spec.dtype, device=self.spec.device)
