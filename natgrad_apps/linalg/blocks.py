@@ -45,13 +45,6 @@ class BlockDiagonal:
         parts = v.split([b.shape[-1] for b in self.blocks], dim=-1)
         return torch.cat([p @ b for p, b in zip(parts, self.blocks, strict=True)], dim=-1)
 
-    def before(self, v: Tensor) -> Tensor:
-        """``B v`` for ``v: [..., d, c]``."""
-        if len(self.blocks) == 1:
-            return self.blocks[0] @ v
-        parts = v.split([b.shape[-1] for b in self.blocks], dim=-2)
-        return torch.cat([b @ p for p, b in zip(parts, self.blocks, strict=True)], dim=-2)
-
     def times_transposed(self, v: Tensor) -> Tensor:
         """``B v^T`` for ``v: [..., r, d]``, the product that is fastest on CPU: see `sandwich`."""
         if len(self.blocks) == 1:
