@@ -105,10 +105,10 @@ def _by_rows(x: Tensor, window: Window, plan: _RowPlan) -> Tensor:
     width = x.shape[1] // window.groups * plan.size * math.prod(window.kernel[1:])
     sums = x.new_zeros(plan.parts, plan.parts, window.groups, width, width)
     if x.device.type == "cpu":
-        add, units = _add_rows_in_turn, _COLUMNS // rest
+        add, columns = _add_rows_in_turn, _COLUMNS
     else:
-        add, units = _add_rows_at_once, _DEVICE_ELEMENTS // (plan.blocks * window.groups * width * rest)
-    for chunk in x.split(max(1, units)):
+        add, columns = _add_rows_at_once, _DEVICE_ELEMENTS // (plan.blocks * window.groups * width)
+    for chunk in x.split(_even_share(x.shape[0], columns / rest)):
         add(sums, plan.view(chunk.contiguous(), window), plan)
     for i in range(plan.parts):
         mirror(sums[i, i])
@@ -163,7 +163,7 @@ def _direct(x: Tensor, window: Window) -> Tensor:
     cpu = x.device.type == "cpu"
     columns = max(1, _COLUMNS // positions) * positions
     groups = max(1, min(window.groups, (_CACHED if cpu else _DEVICE_ELEMENTS) // (d * columns)))
-    units = max(1, (_COLUMNS if cpu else _DEVICE_ELEMENTS // (d * groups)) // positions)
+    units = _even_share(x.shape[0], (_COLUMNS if cpu else _DEVICE_ELEMENTS // (d * groups)) / positions)
     sums = x.new_zeros(window.groups, d, d)
     for start in range(0, window.groups, groups):
         some = x[:, start * channels : (start + groups) * channels]
@@ -171,6 +171,11 @@ def _direct(x: Tensor, window: Window) -> Tensor:
             patches = window.view(chunk.contiguous()).permute(1, *range(2 + dims, 2 + 2 * dims), 0, *range(2, 2 + dims))
             sums[start : start + groups] += upper_gram_nt(patches.reshape(-1, d, chunk.shape[0] * positions))
     return mirror(sums)
+
+
+def _even_share(units: int, wanted: float) -> int:
+    """Units of a chunk, near `wanted`, that cut all units into chunks of nearly equal size."""
+    return math.ceil(units / max(1, round(units / max(1.0, wanted))))
 
 
 def _without_common_steps(x: Tensor, window: Window) -> tuple[Tensor, Window]:

@@ -36,6 +36,8 @@ def matmul_nt(x: Tensor, y: Tensor) -> Tensor:
     onednn = _onednn(x, y)
     if onednn is None or x.shape[:-2] != y.shape[:-2] or x.shape[-2] * x.shape[-1] * y.shape[-2] < _PRODUCT_WORK:
         return torch.matmul(x, y.mT)
+    if x.dim() == 3 and x.shape[0] == 1:
+        return onednn(x[0].contiguous(), y[0].contiguous()).unsqueeze(0)
     if x.dim() > 2:
         pairs = zip(x.flatten(0, -3), y.flatten(0, -3), strict=True)
         return torch.stack([matmul_nt(left, right) for left, right in pairs]).reshape(*x.shape[:-1], y.shape[-2])
@@ -54,8 +56,10 @@ def gram(x: Tensor, rows: int = 1) -> Tensor:
     """
     lead, d = x.shape[: -rows - 1], x.shape[-1]
     count = math.prod(x.shape[-rows - 1 : -1])
-    fast = x.device.type == "cpu" and d >= 96 and count * d * d >= _SYMMETRIC_WORK and _onednn(x) is not None
-    if not fast:
+    wide = d >= 96 and count * d * d >= _SYMMETRIC_WORK
+    # Rows that are laid out as columns, such as gradients [N, c, S] seen as [N, S, c], would be transposed by flattening them.
+    columnar = rows > 1 and not lead and x.stride(-1) != 1
+    if not (wide or columnar) or _onednn(x) is None:
         return _plain_gram(x.flatten(-rows - 1, -2) if rows > 1 else x)
     columns = x.movedim(-1, -rows - 1)
     if not lead:

@@ -34,16 +34,22 @@ def test_gram_of_batches_and_of_several_row_dimensions(dtype: torch.dtype, width
         torch.testing.assert_close(gram(x, rows=rows).double(), flat.mT @ flat, rtol=0, atol=tolerance)
 
 
-def test_gram_of_a_view_whose_rows_are_contiguous() -> None:
-    # The layout of a convolution's output gradients: [N, c_out, S] seen as [N, S, c_out].
-    x = torch.randn(40, 128, 81, generator=torch.Generator().manual_seed(2)).mT
-    flat = x.double().flatten(0, 1)
-    torch.testing.assert_close(gram(x, rows=2).double(), flat.mT @ flat, rtol=0, atol=40 * 81 * 1.2e-7 * 20)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(40, 128, 81), (100, 32, 49), (3, 7, 5), (2, 4, 30, 6, 10)])
+def test_gram_of_columns_seen_as_rows(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    # The layout of a convolution's output gradients: [N, c_out, S] seen as [N, S, c_out], with and without groups before it.
+    x = torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(2)).mT
+    flat = x.double().flatten(-3, -2)
+    result = gram(x, rows=2)
+    assert torch.equal(result, result.mT)
+    torch.testing.assert_close(result.double(), flat.mT @ flat, rtol=0, atol=flat.shape[-2] * torch.finfo(dtype).eps * 20)
 
 
 def test_gram_of_no_rows_is_zero() -> None:
     assert torch.equal(gram(torch.zeros(0, 4)), torch.zeros(4, 4))
     assert torch.equal(gram(torch.zeros(2, 0, 4)), torch.zeros(2, 4, 4))
+    assert torch.equal(gram(torch.zeros(0, 4, 6).mT, rows=2), torch.zeros(4, 4))
+    assert torch.equal(gram(torch.zeros(5, 4, 0).mT, rows=2), torch.zeros(4, 4))
 
 
 def test_gram_shows_a_nan_wherever_it_is() -> None:
