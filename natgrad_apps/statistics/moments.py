@@ -117,7 +117,7 @@ class LayerStatistics(Statistics):
         columns = self._reduced_gradients() if self.reduce else self._gradient_rows()
         for rows, weight in columns:
             rows = rows if part is None else rows[..., part]
-            moment = gram(rows).mul_(weight / self.terms)
+            moment = (gram(rows.squeeze(-2)) if rows.shape[-2] == 1 else gram(rows, rows=2)).mul_(weight / self.terms)
             total = moment if total is None else total.add_(moment)
         assert total is not None
         return total
@@ -186,18 +186,18 @@ class LayerStatistics(Statistics):
         return self._augment(total)
 
     def _gradient_rows(self) -> Iterator[tuple[Tensor, float]]:
-        """Gradients of every call and column as ``[*K, rows, d_out]``, with the weight that undoes sub-sampling."""
+        """Gradients of every call and column, ``[*K, N, S, d_out]``, with the weight that undoes sub-sampling."""
         for use in self.uses:
             for g in use.gradients:
-                yield g[..., use.chosen, :].to(self.spec.dtype).flatten(-3, -2), use.row_weight
+                yield g[..., use.chosen, :].to(self.spec.dtype), use.row_weight
 
     def _reduced_gradients(self) -> Iterator[tuple[Tensor, float]]:
-        """Gradients summed over positions and calls, ``[*K, N, d_out]`` for each column."""
+        """Gradients summed over positions and calls, ``[*K, N, 1, d_out]`` for each column."""
         self._check_units()
         for column in zip(*(use.gradients for use in self.uses), strict=True):
             total: Tensor | None = None
             for g in column:
-                part = g.to(self.spec.dtype).sum(-2)
+                part = g.to(self.spec.dtype).sum(-2, keepdim=True)
                 total = part if total is None else total + part
             assert total is not None
             yield total, 1.0 / self.uses[0].fraction
@@ -207,7 +207,7 @@ class LayerStatistics(Statistics):
         if self.reduce:
             a = self._reduced_inputs().unsqueeze(-2)
             for rows, weight in self._reduced_gradients():
-                yield a, rows.unsqueeze(-2), weight
+                yield a, rows, weight
             return
         for group in _same_units(self.uses):
             a = _join([self._inputs_of(use) for use in group])
