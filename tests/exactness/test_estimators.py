@@ -171,13 +171,14 @@ def test_micro_batches_equal_one_batch_in_the_first_step(curvature: Curvature) -
             torch.testing.assert_close(split.blocks[name].state.moments[key], value, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @every
-def test_sub_samples_of_units_average_to_the_batch(curvature: Curvature) -> None:
+def test_sub_samples_of_units_average_to_the_batch(curvature: Curvature, sharing: str) -> None:
     """Stride 3 over 9 examples: the mean over the three phases is the statistic of the whole batch, exactly."""
     model, x = nn.Sequential(nn.Conv2d(1, 2, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)), torch.randn(9, 1, 3, 3)
     refresh = Periodic(inverse_period=1000)
-    whole = Preconditioner(model, curvature, fisher=Fisher("exact"), refresh=refresh)
-    part = Preconditioner(model, curvature, fisher=Fisher("exact", subsample=Subsample(units=3)), refresh=refresh)
+    whole = Preconditioner(model, curvature, fisher=Fisher("exact", sharing=sharing), refresh=refresh)
+    part = Preconditioner(model, curvature, fisher=Fisher("exact", sharing=sharing, subsample=Subsample(units=3)), refresh=refresh)
     feed(whole, model, x, Categorical)
     part.load_state_dict(whole.state_dict())
     for block in part.blocks.values():

@@ -181,6 +181,8 @@ def test_clip_uses_the_damped_form_before_momentum() -> None:
         velocity = 0.9 * velocity - 0.4 * scale * P
         torch.testing.assert_close(flat(layer), before + velocity, rtol=1e-8, atol=1e-9)
         assert info.scale.item() == pytest.approx(scale, rel=1e-9)
+        # reported: half the damped form of the step without its momentum, kappa / 2 where the clip acts
+        assert info.predicted_kl.item() == pytest.approx(0.5 * scale**2 * 0.16 * (P @ gradient).item(), rel=1e-9)
 
 
 def test_plain_step_reports_norms_and_damping() -> None:

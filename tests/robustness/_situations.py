@@ -116,6 +116,11 @@ def same_padding() -> Setup:
     return chain(nn.Conv2d(1, 2, 3, padding="same", dilation=2), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3), x=torch.randn(6, 1, 4, 3))
 
 
+def same_padding_with_an_even_kernel() -> Setup:
+    """The padding is one larger at the end than at the start."""
+    return chain(nn.Conv2d(1, 2, (2, 4), padding="same"), nn.Tanh(), nn.Flatten(), nn.Linear(24, 3), x=torch.randn(6, 1, 4, 3))
+
+
 def conv1d() -> Setup:
     return chain(nn.Conv1d(2, 3, 3, stride=2, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(9, 3), x=torch.randn(6, 2, 5))
 
@@ -268,6 +273,7 @@ EXACT = (
     depthwise_convolution,
     dilated_convolution,
     same_padding,
+    same_padding_with_an_even_kernel,
     conv1d,
     conv3d,
     module_called_twice,

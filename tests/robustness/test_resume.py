@@ -28,7 +28,7 @@ from natgrad_apps import (
 )
 from natgrad_apps.curvature import Curvature
 from natgrad_apps.damping import Damping
-from natgrad_apps.errors import ConfigError
+from natgrad_apps.errors import ConfigError, NonFiniteWarning
 from natgrad_apps.likelihoods import Categorical
 from natgrad_apps.refresh import Refresh
 
@@ -110,6 +110,23 @@ def test_resumed_run_is_bit_equal(curvature: Curvature, refresh: Refresh, dampin
         for x, y in data[start:]:
             train(other, resumed, x, y)
         assert_same(final, loaded(saved(other, resumed)), f"resumed at {start}: ")
+
+
+def test_skipped_steps_are_counted_across_a_resume() -> None:
+    model, optimizer = make(KFAC(), Periodic(2, 3), Tikhonov(0.1))
+    (x, y), *_ = batches()
+    train(model, optimizer, x, y)
+    train(model, optimizer, x, y)
+    with pytest.warns(NonFiniteWarning):
+        train(model, optimizer, x * float("nan"), y)
+    other, resumed = make(KFAC(), Periodic(2, 3), Tikhonov(0.1))
+    state = loaded(saved(model, optimizer))
+    other.load_state_dict(state["model"])
+    resumed.load_state_dict(state["optimizer"])
+    for one, its in ((model, optimizer), (other, resumed)):
+        train(one, its, x, y)
+    assert optimizer.preconditioner.skipped_steps == resumed.preconditioner.skipped_steps == 1
+    assert_same(loaded(saved(model, optimizer)), loaded(saved(other, resumed)))
 
 
 def test_loading_copies_what_it_is_given() -> None:

@@ -21,6 +21,8 @@ from tests._dense import Recorder, categorical_root, fisher, jacobian, kfac_fact
 from tests._feed import factors
 from tests.robustness._situations import EXACT, FALLBACK, Setup, convolution_called_on_two_sizes, module_called_twice
 
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+
 Make = Callable[[], Setup]
 DRAWS = 250
 Z = 5.0  # two-sided probability 6e-7 for each of at most about 700 entries
@@ -130,15 +132,17 @@ def test_training_moves_every_parameter_that_is_used(make: Make, curvature: Curv
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
 @pytest.mark.parametrize("make", [module_called_twice, convolution_called_on_two_sizes], ids=lambda m: m.__name__)
-def test_calls_count_as_further_positions_of_kronecker_factors(make: Make) -> None:
+def test_calls_count_as_further_positions_of_kronecker_factors(make: Make, sharing: str) -> None:
     setup = make()
-    preconditioner = Preconditioner(setup.model, KFAC(), fisher=Fisher("exact"))
+    preconditioner = Preconditioner(setup.model, KFAC(), fisher=Fisher("exact", sharing=sharing))
     setup.feed(preconditioner)
     preconditioner.update()
     module = next(iter(setup.model.children()))
     recorder = Recorder(_Run(setup), torch.empty(0), [module])
-    expected = kfac_factors(recorder.inputs(module), recorder.gradients(module, categorical_root(recorder.outputs)), len(recorder.outputs))
+    a, g = recorder.inputs(module), recorder.gradients(module, categorical_root(recorder.outputs))
+    expected = kfac_factors(a, g, len(recorder.outputs), reduce=sharing == "reduce")
     for actual, matrix in zip(factors(preconditioner, next(iter(preconditioner.blocks))), expected, strict=True):
         torch.testing.assert_close(actual, matrix, rtol=1e-10, atol=1e-12)
 
