@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = subprocess.run([sys.executable, "-c", SCRIPT, *FOREIGN], capture_output=True, text=True, check=True).stdout.split()
         seconds.append(float(output[0]))
         found.update(output[1:])
-    torch_alone = "import sys, torch; print(*[name for name in sys.argv[1:] if name in sys.modules])"
-    found -= set(subprocess.run([sys.executable, "-c", torch_alone, *FOREIGN], capture_output=True, text=True, check=True).stdout.split())
+    alone = "import sys, torch; print(*[name for name in sys.argv[1:] if name in sys.modules])"
+    found -= set(subprocess.run([sys.executable, "-c", alone, *FOREIGN], capture_output=True, text=True, check=True).stdout.split())
     print(
         f"import natgrad_apps after import torch: median {statistics.median(seconds):.3f} s, range {min(seconds):.3f} - {max(seconds):.3f} s"
     )
