@@ -230,6 +230,7 @@ def test_compiled_models_stay_compiled_and_are_not_compiled_again() -> None:
     """Inside `capture` the forward runs eagerly; where statistics are not due, and outside it, the graph that was compiled once is used."""
     import torch._dynamo.testing
 
+    torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounter()
     model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     fast = torch.compile(model, backend=counter)
