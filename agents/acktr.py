@@ -124,6 +124,7 @@ class ACKTR(OnPolicyAlgorithm):
             )
         _check_action_space(self.action_space)
         super()._setup_model()
+        self.natural_gradient = NaturalGradientOptions.of(self.natural_gradient)  # `load` puts a user's mapping here
         self.policy.optimizer = self.natural_gradient.create_optimizer(self.policy, self.lr_schedule(1), self.seed)
 
     @property
@@ -217,8 +218,13 @@ class ACKTR(OnPolicyAlgorithm):
 
     @classmethod
     def load(cls: type[Self], path: str | Path | BufferedIOBase, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
-        """As in SB3; also restores the states of the global generators, unless a new `seed` is given."""
+        """As in SB3; also restores the states of the global generators, unless a new `seed` is given.
+
+        A new ``natural_gradient`` wins over what was saved, but must have the same curvature.
+        """
         model = super().load(path, env, *args, **kwargs)
+        if "natural_gradient" in kwargs:
+            model.natural_gradient.apply_to(model.optimizer)
         if model._random_state is not None and "seed" not in kwargs:
             random_state.restore(model._random_state, model.device)
         return model

@@ -39,9 +39,10 @@ class OnPolicyArguments(TypedDict, total=False):
     """SB3's own arguments of an on-policy algorithm, with the meaning that SB3 gives them; every one is optional.
 
     Attributes:
-        learning_rate: Largest step ``eta_max``, a number or a function of the progress remaining; the trust region usually makes the
-            step smaller (0.25).
-        n_steps: Steps of each environment in one rollout; the batch is ``n_steps * n_envs`` (20).
+        learning_rate: Largest step ``eta_max``, a number or a function of the progress remaining; the trust region can shorten it. A rate
+            that falls to zero, ``lambda remaining: 0.25 * remaining``, is recommended: normalized advantages keep their size when
+            nothing is left to learn, so a constant rate lets the policy wander (0.25).
+        n_steps: Steps of each environment in one rollout; the batch is ``n_steps * n_envs``; a few hundred transitions suit it (32).
         gamma: Discount factor (0.99).
         gae_lambda: Trade-off of bias against variance in the advantage; 1 gives the n-step advantage of the paper (0.95).
         ent_coef: Weight of the entropy bonus, which is part of the loss and not of the Fisher (0).
@@ -83,7 +84,7 @@ class OnPolicyArguments(TypedDict, total=False):
 
 DEFAULTS: OnPolicyArguments = {
     "learning_rate": 0.25,
-    "n_steps": 20,
+    "n_steps": 32,
     "gamma": 0.99,
     "gae_lambda": 0.95,
     "ent_coef": 0.0,
@@ -128,7 +129,7 @@ class NaturalGradientOptions:
         ConfigError: A value is not legal.
     """
 
-    curvature: Curvature | str | Mapping[str, Any] = field(default_factory=lambda: KFAC(decay=0.99))
+    curvature: Curvature | str | Mapping[str, Any] = field(default_factory=lambda: KFAC(decay=0.95))
     damping: Damping | float | str | Mapping[str, Any] = field(default_factory=lambda: Tikhonov(0.01))
     step: StepRule | str | Mapping[str, Any] = field(default_factory=lambda: KLTrustRegion(0.01))
     refresh: Refresh | str | Mapping[str, Any] = field(default_factory=lambda: Periodic(statistics_period=1, inverse_period=1))
@@ -201,6 +202,13 @@ class NaturalGradientOptions:
             momentum=self.momentum,
             weight_decay=self.weight_decay,
         )
+
+    def apply_to(self, optimizer: NaturalGradient) -> None:
+        """Set what an optimizer's state dict brings back from another run: damping, momentum, weight decay."""
+        assert isinstance(self.damping, Damping)
+        optimizer.preconditioner.damping_value.fill_(self.damping.value)
+        for group in optimizer.param_groups:
+            group.update(momentum=self.momentum, weight_decay=self.weight_decay)
 
     def to_dict(self) -> dict[str, Any]:
         """The options as plain values that `of` accepts, for YAML; components as mappings with ``name``."""

@@ -16,6 +16,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from natgrad_apps.agents import ACKTR, random_state
+from natgrad_apps.errors import ConfigError
 from tests.agents._environments import continuous, discrete
 
 OPTIONS: dict[str, Any] = {"momentum": 0.9, "refresh": {"name": "periodic", "statistics_period": 2, "inverse_period": 3}}
@@ -109,6 +110,19 @@ def test_a_new_seed_wins_over_the_saved_generators(tmp_path: Path) -> None:
         ACKTR.load(tmp_path / "agent", device="cpu", **kwargs)
         draws.append((torch.rand(1).item(), np.random.random()))
     assert draws[0] == draws[1] != draws[2]
+
+
+def test_new_options_win_over_the_saved_ones(tmp_path: Path) -> None:
+    ACKTR("MlpPolicy", discrete(), seed=0, **SMALL).learn(16).save(tmp_path / "agent")
+    options = {"momentum": 0.25, "damping": 0.5, "weight_decay": 0.125, "step": {"name": "kl_trust_region", "radius": 1e-9}}
+    again = ACKTR.load(tmp_path / "agent", env=discrete(), device="cpu", natural_gradient=options)
+    (group,) = again.optimizer.param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.25, 0.125)
+    again.learn(16, log_interval=1)
+    assert again.logger.name_to_value["train/damping"] == 0.5
+    assert again.logger.name_to_value["train/predicted_kl"] <= 1e-9
+    with pytest.raises(ConfigError, match=r"is KFAC of shape.*this one is EKFAC"):
+        ACKTR.load(tmp_path / "agent", device="cpu", natural_gradient={"curvature": "ekfac"})
 
 
 def test_a_class_of_policies_can_be_given_and_is_saved(tmp_path: Path) -> None:
