@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
+from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, Verb, parse, read_config, verb_parser
@@ -40,8 +42,6 @@ def _run(words: Sequence[str]) -> None:
 
 
 def _verbs() -> dict[str, Verb]:
-    from natgrad_apps.agents.config import TrainConfig  # noqa: PLC0415  (loads SB3)
-
     train = verb_parser(
         f"{PROGRAM} train --config FILE --out DIR [--KEY VALUE ...]\n       {PROGRAM} train --resume DIR",
         "Train an agent and leave a run folder, or continue an interrupted run.",
@@ -87,9 +87,6 @@ def _verbs() -> dict[str, Verb]:
 
 
 def _train(options: Options) -> None:
-    from natgrad_apps.agents import training  # noqa: PLC0415
-    from natgrad_apps.agents.config import TrainConfig  # noqa: PLC0415
-
     run, out = options.text("resume"), options.text("out")
     if run is not None:
         given = [name for name in ("config", "out") if options.text(name) is not None] + list(options.settings)
@@ -98,7 +95,7 @@ def _train(options: Options) -> None:
                 f"--resume takes every setting from {run}/config.yaml; drop {', '.join('--' + n for n in given) or '--print_config'}, "
                 f"or start a new run with --config {run}/config.yaml --out NEW"
             )
-        training.resume(Path(run))
+        _training().resume(Path(run))
         return
     config = read_config(TrainConfig, KIND, options.text("config"), options)
     if options.flag("print_config"):
@@ -106,7 +103,14 @@ def _train(options: Options) -> None:
         return
     if out is None:
         raise ConfigError("--out DIR is needed: the folder that the run is kept in")
-    training.train(config, Path(out))
+    _training().train(config, Path(out))
+
+
+def _training() -> ModuleType:
+    # SB3 takes seconds to load, so nothing that can go wrong before is made to wait for it.
+    from natgrad_apps.agents import training  # noqa: PLC0415
+
+    return training
 
 
 def _evaluate(options: Options) -> None:
@@ -141,10 +145,10 @@ def _plot(options: Options) -> None:
 
 
 def _check(options: Options) -> None:
+    config = read_config(TrainConfig, KIND, options.text("config"), options)
     from natgrad_apps.agents.checking import check  # noqa: PLC0415
-    from natgrad_apps.agents.config import TrainConfig  # noqa: PLC0415
 
-    print(check(read_config(TrainConfig, KIND, options.text("config"), options)))
+    print(check(config))
 
 
 if __name__ == "__main__":

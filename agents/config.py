@@ -3,23 +3,59 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from torch import nn
 
-from natgrad_apps.agents.environments import EnvironmentConfig
-from natgrad_apps.agents.options import NaturalGradientOptions
+from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner.hints import Range
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
 _SCHEDULE = re.compile(r"lin_(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
 
+_LEARNING_RATE = cast("float", DEFAULTS["learning_rate"])
+
 Positive = Annotated[int, Range(low=1)]
 NonNegative = Annotated[int, Range(low=0)]
 Coefficient = Annotated[float, Range(low=0)]
+
+
+@dataclass(frozen=True)
+class EnvironmentConfig:
+    """Which environment is learned, and how it is presented to the agent.
+
+    Attributes:
+        id: Gymnasium id, such as CartPole-v1, HalfCheetah-v5, PongNoFrameskip-v4, or module:Name-v0 to import a module that registers it.
+        n_envs: Copies that run side by side.
+        vectorization: serial steps the copies one after another in this process, subprocess gives each a process of its own.
+        kwargs: Arguments of the environment's constructor.
+        preprocessing: none, or atari for no-op starts, frame skip 4, 84x84 gray frames, life-loss episodes and clipped rewards.
+        frame_stack: Number of last observations that the agent sees.
+        normalize_observations: Whether observations are shifted and scaled by running statistics.
+        normalize_rewards: Whether rewards are scaled by the running deviation of the discounted return; reports stay as they are.
+        clip_observations: Bound of a normalized observation.
+        clip_rewards: Bound of a normalized reward.
+    """
+
+    id: str = "CartPole-v1"
+    n_envs: Annotated[int, Range(low=1, high=4096)] = 8
+    vectorization: Literal["serial", "subprocess"] = "serial"
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    preprocessing: Literal["none", "atari"] = "none"
+    frame_stack: Annotated[int, Range(low=1, high=64)] = 1
+    normalize_observations: bool = False
+    normalize_rewards: bool = False
+    clip_observations: Annotated[float, Range(low=0, open_low=True)] = 10.0
+    clip_rewards: Annotated[float, Range(low=0, open_low=True)] = 10.0
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether running statistics are kept."""
+        return self.normalize_observations or self.normalize_rewards
 
 
 @dataclass(frozen=True)
@@ -96,14 +132,14 @@ class AgentConfig:
     """
 
     policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
-    learning_rate: Annotated[float, Range(low=0, open_low=True)] | str = 0.25
-    n_steps: Positive = 20
-    gamma: Annotated[float, Range(low=0, high=1, open_low=True)] = 0.99
-    gae_lambda: Annotated[float, Range(low=0, high=1)] = 0.95
-    ent_coef: Coefficient = 0.0
-    vf_coef: Coefficient = 0.5
-    max_grad_norm: Annotated[float, Range(low=0, open_low=True)] | None = None
-    normalize_advantage: bool = True
+    learning_rate: Annotated[float, Range(low=0, open_low=True)] | str = _LEARNING_RATE
+    n_steps: Positive = DEFAULTS["n_steps"]
+    gamma: Annotated[float, Range(low=0, high=1, open_low=True)] = DEFAULTS["gamma"]
+    gae_lambda: Annotated[float, Range(low=0, high=1)] = DEFAULTS["gae_lambda"]
+    ent_coef: Coefficient = DEFAULTS["ent_coef"]
+    vf_coef: Coefficient = DEFAULTS["vf_coef"]
+    max_grad_norm: Annotated[float, Range(low=0, open_low=True)] | None = DEFAULTS["max_grad_norm"]
+    normalize_advantage: bool = DEFAULTS["normalize_advantage"]
     network: NetworkConfig = field(default_factory=NetworkConfig)
     natural_gradient: NaturalGradientOptions = field(default_factory=NaturalGradientOptions)
 

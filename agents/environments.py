@@ -7,8 +7,8 @@ import importlib.util
 import multiprocessing
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 from gymnasium import error as gym_error
@@ -16,45 +16,11 @@ from stable_baselines3.common.atari_wrappers import AtariWrapper
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
 
+from natgrad_apps.agents.config import EnvironmentConfig
 from natgrad_apps.agents.environment_state import Resumable
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.runner.hints import Range
 
 INSTALL = 'pip install "natgrad-apps[rl]"'
-
-
-@dataclass(frozen=True)
-class EnvironmentConfig:
-    """Which environment is learned, and how it is presented to the agent.
-
-    Attributes:
-        id: Gymnasium id, such as CartPole-v1, HalfCheetah-v5, PongNoFrameskip-v4, or module:Name-v0 to import a module that registers it.
-        n_envs: Copies that run side by side.
-        vectorization: serial steps the copies one after another in this process, subprocess gives each a process of its own.
-        kwargs: Arguments of the environment's constructor.
-        preprocessing: none, or atari for no-op starts, frame skip 4, 84x84 gray frames, life-loss episodes and clipped rewards.
-        frame_stack: Number of last observations that the agent sees.
-        normalize_observations: Whether observations are shifted and scaled by running statistics.
-        normalize_rewards: Whether rewards are scaled by the running deviation of the discounted return; reports stay in the rewards' own units.
-        clip_observations: Bound of a normalized observation.
-        clip_rewards: Bound of a normalized reward.
-    """
-
-    id: str = "CartPole-v1"
-    n_envs: Annotated[int, Range(low=1, high=4096)] = 8
-    vectorization: Literal["serial", "subprocess"] = "serial"
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    preprocessing: Literal["none", "atari"] = "none"
-    frame_stack: Annotated[int, Range(low=1, high=64)] = 1
-    normalize_observations: bool = False
-    normalize_rewards: bool = False
-    clip_observations: Annotated[float, Range(low=0, open_low=True)] = 10.0
-    clip_rewards: Annotated[float, Range(low=0, open_low=True)] = 10.0
-
-    @property
-    def normalizes(self) -> bool:
-        """Whether running statistics are kept."""
-        return self.normalize_observations or self.normalize_rewards
 
 
 @dataclass(frozen=True)
@@ -70,8 +36,10 @@ class EnvironmentFactory:
             ConfigError: It does not exist, lacks a package, or refuses its arguments.
         """
         if multiprocessing.parent_process() is not None:
-            # Ctrl-C reaches every process of a terminal; the runner stops its workers itself, after the checkpoint.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Ctrl-C reaches every process of a terminal, and job schedulers signal whole groups; the runner stops its workers itself, after
+            # the checkpoint. A worker whose runner is gone ends, because its pipe does.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
         env: gym.Env[Any, Any] = Monitor(make(self.config.id, self.config.kwargs))
         if self.config.preprocessing == "atari":
             if not hasattr(env.unwrapped, "ale"):
@@ -152,6 +120,22 @@ def make_evaluation(config: EnvironmentConfig, n_envs: int, seed: int, statistic
         if statistics is not None and config.normalize_observations:
             venv.obs_rms = statistics.obs_rms
     return _stack(config, venv)
+
+
+def close(venv: VecEnv) -> None:
+    """Close an environment, and end its processes even if one of them has died: SB3 would wait for ever for answers that it has had."""
+    base = venv.unwrapped
+    if not isinstance(base, SubprocVecEnv):
+        venv.close()
+        return
+    try:
+        if not base.waiting:
+            venv.close()
+    except (EOFError, OSError):
+        pass  # they are ended below, as those in the middle of a step are
+    for process in base.processes:
+        process.kill()
+        process.join()
 
 
 def find_normalization(venv: VecEnv) -> VecNormalize | None:

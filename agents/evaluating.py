@@ -10,7 +10,7 @@ from pathlib import Path
 import natgrad_apps
 from natgrad_apps.agents import snapshot
 from natgrad_apps.agents.config import TrainConfig
-from natgrad_apps.agents.environments import make_evaluation
+from natgrad_apps.agents.environments import close, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, evaluate
 from natgrad_apps.agents.training import PACKAGES, PROGRAM, resolve_device
 from natgrad_apps.errors import ConfigError, unknown_name
@@ -68,7 +68,7 @@ def evaluate_checkpoint(request: Request) -> None:
         venv = make_evaluation(
             config.environment, min(config.evaluation.n_envs, episodes), seed, snapshot.unpack_normalization(saved.files)
         )
-        stack.callback(venv.close)
+        stack.callback(close, venv)
         result = evaluate(agent, venv, episodes, seed, deterministic=deterministic)
     target = (request.out or owner) / "evaluation.json"
     record = {

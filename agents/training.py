@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 import traceback
 import warnings
@@ -22,7 +21,7 @@ from natgrad_apps.agents import snapshot
 from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.callbacks import NEVER, EvaluationInterruptedError, Hooks, Progress, RunCallback, RunWriter
 from natgrad_apps.agents.config import TrainConfig
-from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
+from natgrad_apps.agents.environments import close, find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.errors import ConfigError
@@ -34,6 +33,7 @@ from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.progress import ProgressView
 
 PROGRAM = "natgrad-acktr"
+SESSION_SEED = 7919
 PACKAGES = ("natgrad-apps", "torch", "numpy", "stable-baselines3", "gymnasium", "ale-py", "mujoco")
 
 
@@ -79,18 +79,22 @@ def resume(path: Path) -> None:
         folder = RunFolder.reopen(path)
         stack.callback(folder.close)
         saved = checkpoints.load(folder.checkpoints.find())
+        config_yaml = (path / CONFIG).read_text(encoding="utf-8")
+        if saved.files.get(snapshot.CONFIG) != config_yaml.encode():
+            raise ConfigError(
+                f"{path / CONFIG} differs from {saved.folder / CONFIG}: a run keeps its settings; undo the change, or start a new run"
+            )
         state = snapshot.RunState.unpack(saved.files)
         venv = open_environment(config, stack)
         snapshot.take_statistics(venv, snapshot.unpack_normalization(saved.files))
-        if state.environments is None:
-            # Without the states of the environments new episodes begin; other seeds keep them from repeating the first ones.
-            venv.seed(config.seed + 7919 * state.progress.sessions)
-            state.progress.exact = False
         agent = snapshot.unpack_agent(saved.files, venv, resolve_device(config))
         if state.environments is None:
+            # Without the states of the environments new episodes begin; other seeds keep them from repeating the first ones.
+            venv.seed(config.seed + SESSION_SEED * state.progress.sessions)
             agent._last_obs = None
+            state.progress.exact = False
         state.progress.sessions += 1
-        _Session(config, (path / CONFIG).read_text(encoding="utf-8"), folder, venv, agent, state.progress).run(state)
+        _Session(config, config_yaml, folder, venv, agent, state.progress).run(state)
 
 
 def open_environment(config: TrainConfig, stack: ExitStack) -> VecEnv:
@@ -98,7 +102,7 @@ def open_environment(config: TrainConfig, stack: ExitStack) -> VecEnv:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     venv = make_training(config.environment, config.agent.gamma, config.seed)
-    stack.callback(venv.close)
+    stack.callback(close, venv)
     return venv
 
 
@@ -174,25 +178,23 @@ class _Session:
         Args:
             state: What a checkpoint brought; None for a new run.
         """
-        self.folder.log(
-            f"{'start' if state is None else 'resume'} at step {self.agent.num_timesteps}: {shlex.join([PROGRAM, *sys.argv[1:]])}"
-        )
-        title = f"ACKTR {self.config.environment.id}"
-        view = ProgressView(title, self.config.total_timesteps, self.agent.num_timesteps, self.folder.log)
+        self.folder.log(f"{'start' if state is None else 'resume'} at step {self.agent.num_timesteps}")
+        config = self.config
+        title = f"ACKTR {config.environment.id}"
+        view = ProgressView(title, config.total_timesteps, self.agent.num_timesteps, self.folder.log)
         with ExitStack() as stack:
             flag = stack.enter_context(InterruptFlag())
             stack.enter_context(_failures_to(self.folder))
             stack.enter_context(view)
             stack.enter_context(_warnings_to(view))
-            config = self.config
             view.say(f"{title}: {config.total_timesteps:,} steps, batch {config.batch_size}, seed {config.seed}, {self.agent.device}")
             evaluation = make_evaluation(
-                self.config.environment,
-                min(self.config.evaluation.n_envs, self.config.evaluation.final_episodes),
-                self.config.seed + PERIODIC_SEED,
+                config.environment,
+                min(config.evaluation.n_envs, config.evaluation.final_episodes),
+                config.seed + PERIODIC_SEED,
                 find_normalization(self.venv),
             )
-            stack.callback(evaluation.close)
+            stack.callback(close, evaluation)
             self._start_logger(stack, state)
             if state is not None and not state.restore(self.venv, self.agent.logger):
                 view.say("the states of these environments cannot be saved: new episodes begin")
@@ -245,9 +247,7 @@ class _Session:
                 self._interrupt(flag)
 
         check()
-        view.say(
-            f"final evaluation over {settings.final_episodes} episodes" if settings.final_episodes > 1 else "final evaluation, one episode"
-        )
+        view.say(f"final evaluation, episodes: {settings.final_episodes}")
         start = time.perf_counter()
         seed = self.config.seed + FINAL_SEED
         result = evaluate(self.agent, venv, settings.final_episodes, seed, deterministic=settings.deterministic, check=check)
@@ -300,9 +300,11 @@ def _failures_to(folder: RunFolder) -> Iterator[None]:
         raise
     except Exception as error:
         folder.log(traceback.format_exc())
-        raise RunFailedError(
-            f"{type(error).__name__}: {' '.join(str(error).split())}; the traceback is in {folder.path / 'log.txt'}"
-        ) from error
+        what = " ".join(str(error).split()) or "no message"
+        if isinstance(error, (EOFError, ConnectionError)):
+            what = "the process of an environment died; what it printed says why"
+        resume = f"; to go on: {PROGRAM} train --resume {shlex.quote(str(folder.path))}" if folder.checkpoints.steps() else ""
+        raise RunFailedError(f"{type(error).__name__}: {what}; the traceback is in {folder.path / 'log.txt'}{resume}") from error
 
 
 @contextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
+
+ECHO_SECONDS = 0.5
 
 
 class InterruptedRunError(Exception):
@@ -23,11 +26,14 @@ class InterruptedRunError(Exception):
 class InterruptFlag:
     """While active, the first SIGINT or SIGTERM only sets a flag; a second SIGINT interrupts at once.
 
+    Launchers such as ``timeout`` pass on a signal that the terminal has sent already, so an echo within `ECHO_SECONDS` is no second one.
+
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._since = 0.0
         self._before: dict[int, Any] = {}
 
     @property
@@ -45,6 +51,8 @@ class InterruptFlag:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.is_set and number == signal.SIGINT:
+        now = time.monotonic()
+        if self.is_set and number == signal.SIGINT and now - self._since > ECHO_SECONDS:
             raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        if not self.is_set:
+            self.name, self._since = signal.Signals(number).name, now

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -129,6 +132,19 @@ def test_bad_input_is_told_and_nothing_is_written(
     assert error.startswith("natgrad-acktr: error: ")
     assert message in error
     assert "Traceback" not in error
+    assert not files(tmp_path)
+
+
+def test_the_console_command_tells_bad_input_without_loading_sb3(tmp_path: Path) -> None:
+    code = (
+        "import sys; from natgrad_apps.agents.cli import main; code = main(sys.argv[1:]); "
+        "print(sorted({'stable_baselines3', 'gymnasium', 'matplotlib'} & set(sys.modules))); sys.exit(code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code, "train", "--out", "out", "--agent.n_steps", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "[]\n")
+    assert done.stderr == "natgrad-acktr: error: agent.n_steps (command line): got '0'; legal: a whole number >= 1\n"
     assert not files(tmp_path)
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from natgrad_apps.agents import callbacks, environment_state, evaluation, snapshot, training
 from natgrad_apps.agents.cli import main
@@ -186,6 +187,39 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(
     newest.rmdir()
     assert main(["train", "--resume", str(out)]) == 0
     assert_equal_runs(finished_run, out)
+
+
+def test_a_changed_configuration_is_refused(
+    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    SignalAfter(3, signal.SIGINT).install(monkeypatch)
+    assert main(["train", "--config", str(small_config), "--out", str(out)]) == 130
+    file = out / "config.yaml"
+    file.write_text(file.read_text().replace("n_envs: 4", "n_envs: 5"))
+    assert main(["train", "--resume", str(out)]) == 2
+    assert "a run keeps its settings" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dead_environment_ends_the_run(
+    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One worker is killed; the others must not be waited for."""
+    original = callbacks.RunCallback._on_rollout_end
+
+    def kill(self: callbacks.RunCallback) -> None:
+        original(self)
+        base = self.agent.get_env().unwrapped  # type: ignore[union-attr]
+        assert isinstance(base, SubprocVecEnv)
+        os.kill(base.processes[-1].pid, signal.SIGKILL)
+
+    monkeypatch.setattr(callbacks.RunCallback, "_on_rollout_end", kill)
+    out = tmp_path / "run"
+    arguments = ["--environment.vectorization", "subprocess", "--environment.n_envs", "2", "--evaluation.n_envs", "1"]
+    assert main(["train", "--config", str(small_config), "--out", str(out), *arguments]) == 1
+    assert "the process of an environment died" in capsys.readouterr().err
+    assert "Traceback" in (out / "log.txt").read_text()
 
 
 def test_ctrl_c_from_outside(small_config: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Annotated, Any
 import pytest
 
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner import interrupts
 from natgrad_apps.runner.arguments import Options, Verb, find_config, parse, read_config, verb_parser
 from natgrad_apps.runner.command import RunFailedError, run_command
 from natgrad_apps.runner.hints import Range
@@ -77,6 +80,21 @@ def test_exit_codes(error: BaseException, code: int, text: str, capsys: pytest.C
     # Only a failure without a log shows where it happened.
     assert ("Traceback" in captured.err) == isinstance(error, RuntimeError)
     assert not captured.out
+
+
+def test_the_shared_parts_import_no_application() -> None:
+    """In a process of its own: this one has imported SB3 for other tests."""
+    code = (
+        "import importlib, pkgutil, sys, natgrad_apps.runner as r\n"
+        "names = [m.name for m in pkgutil.iter_modules(r.__path__)]\n"
+        "[importlib.import_module('natgrad_apps.runner.' + n) for n in names]\n"
+        "print(len(names), sorted(set(sys.modules) & {'stable_baselines3', 'gymnasium', 'pyro', 'torch_geometric'}))"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    count, _, found = done.stdout.partition(" ")
+    assert int(count) > 10
+    assert found.strip() == "[]"
 
 
 def test_success_is_zero() -> None:
@@ -159,9 +177,12 @@ def test_the_first_signal_sets_a_flag(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_the_second_interrupt_is_immediate() -> None:
-    with InterruptFlag():
-        os.kill(os.getpid(), signal.SIGINT)
+def test_the_second_interrupt_is_immediate(monkeypatch: pytest.MonkeyPatch) -> None:
+    with InterruptFlag() as flag:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)  # an echo
+        assert flag.name == "SIGTERM"
+        monkeypatch.setattr(interrupts, "ECHO_SECONDS", -1.0)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 

@@ -13,7 +13,8 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from natgrad_apps.agents import environment_state
-from natgrad_apps.agents.environments import EnvironmentConfig, EnvironmentFactory, find_normalization, make, make_evaluation, make_training
+from natgrad_apps.agents.config import EnvironmentConfig
+from natgrad_apps.agents.environments import EnvironmentFactory, find_normalization, make, make_evaluation, make_training
 from natgrad_apps.errors import ConfigError
 
 
