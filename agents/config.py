@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
@@ -16,8 +16,6 @@ from natgrad_apps.runner.hints import Range
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
 _SCHEDULE = re.compile(r"lin_(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
-
-_LEARNING_RATE = cast("float", DEFAULTS["learning_rate"])
 
 Positive = Annotated[int, Range(low=1)]
 NonNegative = Annotated[int, Range(low=0)]
@@ -132,7 +130,7 @@ class AgentConfig:
     """
 
     policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
-    learning_rate: Annotated[float, Range(low=0, open_low=True)] | str = _LEARNING_RATE
+    learning_rate: Annotated[float, Range(low=0, open_low=True)] | str = "lin_0.25"
     n_steps: Positive = DEFAULTS["n_steps"]
     gamma: Annotated[float, Range(low=0, high=1, open_low=True)] = DEFAULTS["gamma"]
     gae_lambda: Annotated[float, Range(low=0, high=1)] = DEFAULTS["gae_lambda"]

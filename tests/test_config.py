@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -33,6 +34,9 @@ def load(path: Path) -> TrainConfig:
 
 def test_defaults_are_the_agents_own() -> None:
     own = AgentConfig()
+    # A runner knows where a run ends, so its rate falls to zero there; the class starts at the same value and stays.
+    assert own.schedule() == LinearSchedule(cast("float", DEFAULTS["learning_rate"]))
+    own = dataclasses.replace(own, learning_rate=cast("float", DEFAULTS["learning_rate"]))
     assert {name: getattr(own, name) for name in DEFAULTS if hasattr(own, name)} == {
         name: value for name, value in DEFAULTS.items() if hasattr(own, name)
     }
