@@ -53,7 +53,7 @@ class Peer:
     name: str
     make: Callable[[Workload, Periods], Contender]
     install: str
-    supports: Callable[[Workload, Periods], bool]
+    supports: Callable[[Workload, Periods], bool] = lambda workload, periods: True
 
 
 def _rate(workload: Workload, autoencoder: float, cnn: float) -> float:
@@ -255,27 +255,18 @@ class Singd:
 
 def peers() -> list[Peer]:
     """The peers, most important first."""
-    asdl = "pip install --pre asdfghjkl"
+    asdl, singd = "pip install --pre asdfghjkl", "pip install singd"
 
-    def always(workload: Workload, periods: Periods) -> bool:
-        del workload, periods
-        return True
-
-    def one_period(workload: Workload, periods: Periods) -> bool:
-        # SINGD has one period T for everything: T = 1 stands at 1/1, T = 10 at 10/100.
-        del workload
-        return periods != Periods(1, 10)
-
-    def convolutional(workload: Workload, periods: Periods) -> bool:
-        return workload.name == "cnn" and one_period(workload, periods)
-
+    # SINGD has one period T for everything: T = 1 stands at 1/1, T = 10 at 10/100.
     return [
-        Peer("asdl KFAC, MC", lambda w, p: Asdl(w, p, "fisher_mc"), asdl, always),
-        Peer("BackPACK KFAC, MC, own loop", Backpack, "pip install backpack-for-pytorch", always),
-        Peer("asdl KFAC, empirical", lambda w, p: Asdl(w, p, "fisher_emp"), asdl, always),
-        Peer("curvlinops KFAC, MC", lambda w, p: Curvlinops(w, p, "expand"), "pip install curvlinops-for-pytorch", always),
-        Peer("SINGD dense, empirical", lambda w, p: Singd(w, p, "expand"), "pip install singd", one_period),
-        Peer("SINGD dense reduce, empirical", lambda w, p: Singd(w, p, "reduce"), "pip install singd", convolutional),
+        Peer("asdl KFAC, MC", lambda w, p: Asdl(w, p, "fisher_mc"), asdl),
+        Peer("BackPACK KFAC, MC, own loop", Backpack, "pip install backpack-for-pytorch"),
+        Peer("asdl KFAC, empirical", lambda w, p: Asdl(w, p, "fisher_emp"), asdl),
+        Peer("curvlinops KFAC, MC", lambda w, p: Curvlinops(w, p, "expand"), "pip install curvlinops-for-pytorch"),
+        Peer("SINGD dense, empirical", lambda w, p: Singd(w, p, "expand"), singd, lambda w, p: p != Periods(1, 10)),
+        Peer(
+            "SINGD dense reduce, empirical", lambda w, p: Singd(w, p, "reduce"), singd, lambda w, p: w.name == "cnn" and p != Periods(1, 10)
+        ),
     ]
 
 

@@ -41,6 +41,10 @@ class Duration:
     cpu: float
     wall: float
 
+    def over(self, before: Duration, after: Duration) -> Duration:
+        """Both times as ratios to the mean of the baseline's before and after it."""
+        return Duration(2.0 * self.cpu / (before.cpu + after.cpu), 2.0 * self.wall / (before.wall + after.wall))
+
 
 @dataclass
 class Samples:
@@ -113,8 +117,9 @@ def interleave(
             duration = stopwatch(rival.step, steps, device)
             after = run_baseline()
             samples.durations.append(duration)
-            samples.cpu_ratios.append(2.0 * duration.cpu / (before.cpu + after.cpu))
-            samples.wall_ratios.append(2.0 * duration.wall / (before.wall + after.wall))
+            ratio = duration.over(before, after)
+            samples.cpu_ratios.append(ratio.cpu)
+            samples.wall_ratios.append(ratio.wall)
             before = after
     return own
 

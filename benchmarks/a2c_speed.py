@@ -15,9 +15,8 @@ import argparse
 import json
 import statistics
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__" and not __package__:
@@ -32,24 +31,11 @@ from stable_baselines3.common.env_util import make_atari_env
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack
 
-from benchmarks._timing import ROOT, environment
+from benchmarks._timing import ROOT, Duration, environment, stopwatch
 from natgrad_apps.agents import ACKTR, ACKTRCnn
 
 BAR = 0.7
 PRESET = ROOT / "configs" / "agents" / "pong.yaml"
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of one algorithm.
-
-    Attributes:
-        rate: Agent steps in an elapsed second.
-        cpu_rate: Agent steps in a second of CPU time.
-    """
-
-    rate: float
-    cpu_rate: float
 
 
 def environments(name: str, copies: int) -> VecEnv:
@@ -58,17 +44,11 @@ def environments(name: str, copies: int) -> VecEnv:
     return VecFrameStack(make_atari_env(name, n_envs=copies, seed=0), n_stack=4)
 
 
-def turn(algorithm: OnPolicyAlgorithm, updates: int) -> Turn:
-    """Train for some updates."""
+def turn(algorithm: OnPolicyAlgorithm, updates: int) -> Duration:
+    """Train for some updates; seconds of one agent step."""
     steps = updates * algorithm.n_steps * algorithm.n_envs
-    cpu, wall = time.process_time(), time.perf_counter()
-    algorithm.learn(steps, reset_num_timesteps=False)
-    return Turn(steps / (time.perf_counter() - wall), steps / (time.process_time() - cpu))
-
-
-def ratios(baseline: Sequence[float], ours: Sequence[float]) -> list[float]:
-    """Each turn of ours over the mean of the baseline's turns before and after it (in seconds a step, so harmonically)."""
-    return [rate * (1 / before + 1 / after) / 2 for before, rate, after in zip(baseline, ours, baseline[1:], strict=False)]
+    done = stopwatch(lambda: algorithm.learn(steps, reset_num_timesteps=False), 1, "cpu")
+    return Duration(done.cpu / steps, done.wall / steps)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -96,11 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for _ in range(args.turns):
         ours.append(turn(acktr, args.updates))
         baseline.append(turn(a2c, args.updates))
-    wall = ratios([t.rate for t in baseline], [t.rate for t in ours])
-    cpu = ratios([t.cpu_rate for t in baseline], [t.cpu_rate for t in ours])
+    slowdowns = [own.over(before, after) for before, own, after in zip(baseline, ours, baseline[1:], strict=False)]
+    wall, cpu = [1 / s.wall for s in slowdowns], [1 / s.cpu for s in slowdowns]
     result = {
-        "a2c_steps_per_second": statistics.median(t.rate for t in baseline),
-        "acktr_steps_per_second": statistics.median(t.rate for t in ours),
+        "a2c_steps_per_second": 1 / statistics.median(t.wall for t in baseline),
+        "acktr_steps_per_second": 1 / statistics.median(t.wall for t in ours),
         "ratio": statistics.median(wall),
         "ratio_cpu": statistics.median(cpu),
     }

@@ -206,6 +206,12 @@ def memory_child(workload: Workload, name: str) -> None:
     print_as_child(measure_here(lambda: SGD(workload) if name == "SGD" else Ours(workload, rows[name]), workload.setting.device))
 
 
+def _command(given: Sequence[str]) -> str:
+    """The command that repeats this run, without the name of a file that only its author has."""
+    kept = [word for i, word in enumerate(given) if not word.startswith("--out") and (i == 0 or given[i - 1] != "--out")]
+    return " ".join(["python benchmarks/step_cost.py", shlex.join(kept)]).rstrip()
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -256,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.out:
         _report.write_json(args.out, sections, setup)
     if args.write_docs:
-        _report.write_document(sections, setup, f"python benchmarks/step_cost.py {shlex.join(given)}")
+        _report.write_document(sections, setup, _command(given))
     skipped = [entry.name for section in sections for entry in section.entries if entry.skipped]
     if skipped:
         print(f"steps were skipped by {', '.join(skipped)}: these times are not times of training steps", file=sys.stderr)
