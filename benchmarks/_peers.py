@@ -256,17 +256,14 @@ class Singd:
 def peers() -> list[Peer]:
     """The peers, most important first."""
     asdl, singd = "pip install --pre asdfghjkl", "pip install singd"
-
     # SINGD has one period T for everything: T = 1 stands at 1/1, T = 10 at 10/100.
     return [
         Peer("asdl KFAC, MC", lambda w, p: Asdl(w, p, "fisher_mc"), asdl),
         Peer("BackPACK KFAC, MC, own loop", Backpack, "pip install backpack-for-pytorch"),
         Peer("asdl KFAC, empirical", lambda w, p: Asdl(w, p, "fisher_emp"), asdl),
         Peer("curvlinops KFAC, MC", lambda w, p: Curvlinops(w, p, "expand"), "pip install curvlinops-for-pytorch"),
-        Peer("SINGD dense, empirical", lambda w, p: Singd(w, p, "expand"), singd, lambda w, p: p != Periods(1, 10)),
-        Peer(
-            "SINGD dense reduce, empirical", lambda w, p: Singd(w, p, "reduce"), singd, lambda w, p: w.name == "cnn" and p != Periods(1, 10)
-        ),
+        Peer("SINGD, empirical", lambda w, p: Singd(w, p, "expand"), singd, lambda w, p: p != Periods(1, 10)),
+        Peer("SINGD reduce, empirical", lambda w, p: Singd(w, p, "reduce"), singd, lambda w, p: w.name == "cnn" and p != Periods(1, 10)),
     ]
 
 

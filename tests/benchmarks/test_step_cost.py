@@ -156,7 +156,7 @@ def test_missing_package_is_a_row(workload: Workload, monkeypatch: pytest.Monkey
         monkeypatch.setitem(sys.modules, name, None)
     section = run_workload(workload, plan, memory=False, options=[])
     notes = {entry.name: entry.note for entry in section.entries if entry.note}
-    assert notes["SINGD dense, empirical"] == "not installed: pip install singd"
+    assert notes["SINGD, empirical"] == "not installed: pip install singd"
     assert all(note.startswith("not installed: pip install ") for note in notes.values())
 
 
