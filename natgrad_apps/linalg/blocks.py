@@ -41,9 +41,9 @@ class BlockDiagonal:
     def after(self, v: Tensor) -> Tensor:
         """``v B`` for ``v: [..., r, d]``."""
         if len(self.blocks) == 1:
-            return v @ self.blocks[0]
+            return matmul_nt(v, self.blocks[0].mT)  # eigenvectors are stored by columns, so this is contiguous
         parts = v.split([b.shape[-1] for b in self.blocks], dim=-1)
-        return torch.cat([p @ b for p, b in zip(parts, self.blocks, strict=True)], dim=-1)
+        return torch.cat([matmul_nt(p, b.mT) for p, b in zip(parts, self.blocks, strict=True)], dim=-1)
 
     def times_transposed(self, v: Tensor) -> Tensor:
         """``B v^T`` for ``v: [..., r, d]``, the product that is fastest on CPU: see `sandwich`."""

@@ -131,13 +131,17 @@ class LayerStatistics(Statistics):
             return diagonal.unsqueeze(-2).expand(self.spec.shape).clone()
         total = torch.zeros(self.spec.shape, dtype=self.spec.dtype, device=self.spec.device)
         for a, g, weight in self._unit_pairs():
-            a = _rotate(a, right)
+            # Rotating the inputs costs N S d_in^2, rotating the gradients made of them N d_out d_in^2.
+            late = a.shape[-2] > self.spec.d_out
+            a = a if late else _rotate(a, right)
             g = _rotate(g, left)
             if a.shape[-2] == 1:  # one position: the square of an outer product is the outer product of squares
                 total.add_(g.squeeze(-2).square().mT @ a.squeeze(-2).square(), alpha=weight)
                 continue
             for part in _chunks(a.shape[-3], self.spec.d_out * self.spec.d_in):
-                total.add_((g[..., part, :, :].mT @ a[..., part, :, :]).square_().sum(-3), alpha=weight)
+                gradients = g[..., part, :, :].mT @ a[..., part, :, :]
+                gradients = _rotate(gradients, right) if late else gradients
+                total.add_(gradients.square_().sum(-3), alpha=weight)
         return total.div_(self.terms)
 
     def dense(self) -> Tensor:
