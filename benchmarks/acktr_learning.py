@@ -186,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run, *job) for job in jobs]
         for future in track(concurrent.futures.as_completed(futures), "trainings", total=len(jobs), console=console):
-            outcomes.append(future.result())
+            outcomes.append(done := future.result())
+            console.print(f"{done.preset} {done.learner} seed {done.seed}: {done.final:.1f} after {done.steps} steps, {done.seconds:.0f} s")
     for preset in presets:
         console.print(table(preset, [o for o in outcomes if o.preset == preset]))
     versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"])
