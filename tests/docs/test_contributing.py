@@ -56,7 +56,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tree
 
 
-def run(tree: Path, *module: str) -> str:
+def run_checked(tree: Path, *module: str) -> str:
     """Run a Python module in the tree, whose package hides an installed one."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *module]
@@ -70,7 +70,7 @@ def test_example_names_its_files() -> None:
 
 
 def test_example_passes_contract_and_reference_tests(extended: Path) -> None:
-    output = run(extended, "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", "isotropic", "tests/contract", PATHS[2])
+    output = run_checked(extended, "pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "-k", "isotropic", "tests/contract", PATHS[2])
     passed = re.search(r"(\d+) passed", output)
     assert passed is not None
     assert int(passed[1]) > 20, "the contract tests did not find the new curvature"
@@ -78,5 +78,5 @@ def test_example_passes_contract_and_reference_tests(extended: Path) -> None:
 
 def test_example_is_in_the_style_of_the_project(extended: Path) -> None:
     files = [name for name in PATHS if name.endswith(".py")]
-    run(extended, "ruff", "check", "--no-cache", *files)
-    run(extended, "ruff", "format", "--no-cache", "--check", *files)
+    run_checked(extended, "ruff", "check", "--no-cache", *files)
+    run_checked(extended, "ruff", "format", "--no-cache", "--check", *files)
