@@ -106,10 +106,15 @@ class _Group:
     stack: Tensor
 
     def scatter(self, result: Tensor, matrices: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """The parts of a result ``[B, ...]`` with the leading shapes of the matrices that they belong to."""
+        """The parts of a result ``[B, ...]`` with the leading shapes of the matrices that they belong to.
+
+        Several parts are copied into memory of their own: products of views whose first byte is not aligned round differently from
+        products of the same numbers read back from a checkpoint, and a resumed run must be bit-equal.
+        """
         counts = [math.prod(matrices[place].shape[:-2]) for place in self.places]
         for place, part in zip(self.places, result.split(counts), strict=True):
-            yield place, part.reshape(*matrices[place].shape[:-2], *result.shape[1:])
+            own = part if len(counts) == 1 else part.clone()
+            yield place, own.reshape(*matrices[place].shape[:-2], *result.shape[1:])
 
 
 def _groups(matrices: Sequence[Tensor]) -> list[_Group]:
