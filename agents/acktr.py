@@ -16,6 +16,7 @@ from gymnasium import spaces
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from torch import Tensor
 from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
 
@@ -23,7 +24,7 @@ from natgrad_apps.agents import random_state
 from natgrad_apps.agents.diagnostics import Losses, Spectrum, describe_change, describe_step, record, to_numbers, warn_skipped
 from natgrad_apps.agents.heads import Heads, observed_targets
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
-from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
+from natgrad_apps.agents.options import ACTOR, AUTO, CRITIC, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
 from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.optim import NaturalGradient
 
@@ -50,10 +51,10 @@ class ACKTR(OnPolicyAlgorithm):
     same state too and ``force_reset=False``.
 
     Logged under ``train/``, beside SB3's names. Every update: ``predicted_kl`` (half the quadratic form of the step), ``kl_scale``
-    (factor of the trust region, 1 inside it), ``damping``, ``skipped_updates`` (NaN or infinity). In updates whose numbers will be
-    written, and where `measure_next_update` asks for it: ``measured_kl`` and ``measured_critic_kl`` (exact, over the rollout, one
-    forward pass), ``actor_share`` and ``critic_share`` of the quadratic form, ``min_eigenvalue`` and ``max_eigenvalue`` of the undamped
-    curvature (about a refresh; at most every tenth update, repeated in between).
+    (factor of the trust region, 1 inside it; a critic with its own has ``critic_kl_scale`` too), ``damping``, ``skipped_updates`` (NaN
+    or infinity). In updates whose numbers will be written, and where `measure_next_update` asks for it: ``measured_kl`` and
+    ``measured_critic_kl`` (exact, over the rollout, one forward pass), ``actor_share`` and ``critic_share`` of the quadratic form,
+    ``min_eigenvalue`` and ``max_eigenvalue`` of the undamped curvature (about a refresh; at most every tenth update, repeated between).
 
     Departures from the paper: advantages from GAE and normalized in each rollout; momentum (0 by default) inside the trust region; the
     undamped Fisher in its bound; the critic's noise tied to its residual (`NaturalGradientOptions.vf_fisher_coef`). Each is an argument.
@@ -155,12 +156,7 @@ class ACKTR(OnPolicyAlgorithm):
         # Without a closed form, -log pi at the rollout's actions estimates the entropy without bias.
         entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
         losses = Losses(-(advantages * log_prob).mean(), mse_loss(values.flatten(), batch.returns), entropy_loss)
-        loss = losses.policy_loss + self.vf_coef * value_weight * losses.value_loss + self.ent_coef * losses.entropy_loss
-
-        optimizer.zero_grad()
-        loss.backward()
-        if math.isfinite(self.max_grad_norm):
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), self.max_grad_norm)
+        self._backward(losses.policy_loss + self.ent_coef * losses.entropy_loss, self.vf_coef * value_weight * losses.value_loss)
         measured = self._is_measured()
         before = heads.detach() if measured and self.natural_gradient.measure_kl else None
         info = optimizer.step()
@@ -179,6 +175,18 @@ class ACKTR(OnPolicyAlgorithm):
         elif measured:
             numbers |= self._spectrum.at(self._n_updates, optimizer)
         record(self.logger, numbers, self.rollout_buffer, self._n_updates)
+
+    def _backward(self, actor_loss: Tensor, critic_loss: Tensor) -> None:
+        """Give the optimizer the gradient of the sum, or each one's own where the critic has its own step rule."""
+        optimizer = self.optimizer
+        optimizer.zero_grad()
+        losses = {"": actor_loss + critic_loss} if optimizer.objectives.alone else {CRITIC: critic_loss, ACTOR: actor_loss}
+        for name, loss in losses.items():
+            loss.backward(retain_graph=name == CRITIC)
+            if math.isfinite(self.max_grad_norm):
+                torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+            if name:
+                optimizer.collect(name)
 
     def _critic_scale(self) -> tuple[float, float]:
         """Standard deviation of the critic in the Fisher, and the factor of the value loss that belongs to it."""

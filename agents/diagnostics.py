@@ -13,6 +13,7 @@ from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from natgrad_apps.agents.heads import Heads, measure_change
+from natgrad_apps.agents.options import ACTOR, CRITIC
 from natgrad_apps.errors import NonFiniteWarning
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.types import Info
@@ -41,8 +42,14 @@ class Losses:
 
 
 def describe_step(info: Info) -> dict[str, Tensor]:
-    """What the optimizer reports of every update: the step's predicted KL, its scale, the damping, and the number of skipped updates."""
-    return {"predicted_kl": info.predicted_kl, "kl_scale": info.scale, "damping": info.damping, "skipped_updates": info.skipped_steps}
+    """What the optimizer reports of every update: predicted KL of the step, its scale, the damping, and the number of skipped updates.
+
+    Where actor and critic have their own step rules, ``kl_scale`` is the actor's.
+    """
+    described = {"predicted_kl": info.predicted_kl, "kl_scale": info.scale, "damping": info.damping, "skipped_updates": info.skipped_steps}
+    if CRITIC in info.objectives:
+        described |= {"kl_scale": info.objectives[ACTOR].scale, "critic_kl_scale": info.objectives[CRITIC].scale}
+    return described
 
 
 def describe_change(before: Heads, after: Heads) -> dict[str, Tensor]:

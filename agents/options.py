@@ -35,6 +35,10 @@ AUTO = "auto"
 """Value of `NaturalGradientOptions.vf_fisher_coef` that ties the critic's noise to its residual."""
 
 
+ACTOR, CRITIC = "actor", "critic"
+"""Objectives of an agent whose value loss has its own step rule."""
+
+
 class OnPolicyArguments(TypedDict, total=False):
     """SB3's own arguments of an on-policy algorithm, with the meaning that SB3 gives them; every one is optional.
 
@@ -47,7 +51,8 @@ class OnPolicyArguments(TypedDict, total=False):
         gae_lambda: Trade-off of bias against variance in the advantage; 1 gives the n-step advantage of the paper (0.95).
         ent_coef: Weight of the entropy bonus, which is part of the loss and not of the Fisher (0).
         vf_coef: Weight of the value loss (0.5).
-        max_grad_norm: Bound of the Euclidean gradient norm; None for no bound, because the trust region bounds the step (None).
+        max_grad_norm: Bound of the Euclidean gradient norm, of each loss where actor and critic step apart; None for no bound, because
+            the trust region bounds the step (None).
         use_sde: State-dependent exploration; refused, because its Fisher is not the one that is estimated here (False).
         sde_sample_freq: Only meaningful with `use_sde` (-1).
         rollout_buffer_class: Class of the rollout buffer; None lets SB3 choose (None).
@@ -116,6 +121,9 @@ class NaturalGradientOptions:
         curvature: Approximation of the joint Fisher of policy and critic.
         damping: Damping rule, or a number ``lambda`` for exact Tikhonov damping.
         step: Step rule. `KLTrustRegion` bounds ``KL(old policy || new policy) + KL(old critic || new critic)`` of one update, in nats.
+        critic_step: Step rule of the value loss, so that `step` is that of policy and entropy alone: each has its own radius (and
+            momentum), and a large value loss cannot use up the policy's, in a shared trunk neither. It costs a second backward pass
+            through a shared trunk. None bounds the sum of the losses with `step`.
         refresh: When statistics are gathered and inverses recomputed.
         fisher: ``"mc"`` draws fresh actions and values from the current model, ``"exact"`` needs one backward pass for each action,
             ``"empirical"`` uses the rollout's own actions and returns. A mapping without a ``seed`` takes the agent's.
@@ -132,6 +140,7 @@ class NaturalGradientOptions:
     curvature: Curvature | str | Mapping[str, Any] = field(default_factory=lambda: KFAC(decay=0.95))
     damping: Damping | float | str | Mapping[str, Any] = field(default_factory=lambda: Tikhonov(0.01))
     step: StepRule | str | Mapping[str, Any] = field(default_factory=lambda: KLTrustRegion(0.01))
+    critic_step: StepRule | str | Mapping[str, Any] | None = None
     refresh: Refresh | str | Mapping[str, Any] = field(default_factory=lambda: Periodic(statistics_period=1, inverse_period=1))
     fisher: Fisher | str | Mapping[str, Any] = "mc"
     momentum: float = 0.0
@@ -143,6 +152,8 @@ class NaturalGradientOptions:
         object.__setattr__(self, "curvature", curvatures.build(self.curvature))
         object.__setattr__(self, "damping", dampings.build(self.damping))
         object.__setattr__(self, "step", steps.build(self.step))
+        if self.critic_step is not None:
+            object.__setattr__(self, "critic_step", steps.build(self.critic_step))
         object.__setattr__(self, "refresh", refreshes.build(self.refresh))
         Fisher.of(self.fisher)
         if self.adaptive_damping:
@@ -195,7 +206,7 @@ class NaturalGradientOptions:
             model,
             self.curvature,
             damping=self.damping,
-            step=self.step,
+            step=self.step if self.critic_step is None else {ACTOR: self.step, CRITIC: self.critic_step},
             refresh=self.refresh,
             fisher=self.seeded_fisher(seed),
             lr=lr,

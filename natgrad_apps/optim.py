@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from natgrad_apps import steps
 from natgrad_apps.curvature.base import Curvature
 from natgrad_apps.damping.base import Damping
 from natgrad_apps.errors import ConfigError, check_fraction, check_positive
 from natgrad_apps.likelihoods import Likelihood
+from natgrad_apps.objectives import Gradients, Objectives, add
 from natgrad_apps.preconditioner import Preconditioner
 from natgrad_apps.refresh.base import Refresh
 from natgrad_apps.statistics.fisher import Fisher
 from natgrad_apps.steps.base import Outcome, Proposal, StepRule
-from natgrad_apps.types import Info
+from natgrad_apps.types import Bound, Info
 
 Closure = Callable[[], Tensor]
 
@@ -38,21 +39,36 @@ class GroupDefaults(TypedDict, total=False):
     weight_decay: float
 
 
+@dataclass(frozen=True)
+class _Share:
+    """One objective's part in a step: its rule's outcome, and the same update by parameter."""
+
+    objective: str
+    outcome: Outcome
+    update: Gradients
+
+
 class NaturalGradient(torch.optim.Optimizer):
     """Natural-gradient descent with any curvature, damping, refresh and step rule of the package.
 
     One step: ``P = F_d^-1 g``, then the step rule makes ``d`` of ``P``, the learning rate and the momentum, and ``theta <- theta + d``.
 
+    A loss that is a sum of objectives may bound each of them apart: ``step={"actor": ..., "critic": ...}`` names a rule for each, every
+    ``loss.backward()`` is followed by ``collect(name)``, and ``step()`` takes ``d = sum_k d_k`` where ``d_k`` is what rule ``k`` makes of
+    ``F_d^-1 g_k`` and of the objective's own momentum. With trust regions of radii ``r_k`` the predicted KL of the whole step is at most
+    ``(sum_k sqrt(r_k))^2`` (the triangle inequality of the norm ``sqrt(d^T F d)``), and no objective can use up another's radius,
+    however large its gradient is and whatever parameters they share.
+
     Args:
         model: Its trainable parameters are optimised. Neither the model nor its state-dict keys change.
         curvature: An object such as ``KFAC()``, a name, or a mapping with ``name`` and fields.
         damping: An object, a number ``lambda`` (exact Tikhonov damping), a name, or a mapping.
-        step: `Plain`, `KLClip`, `KLTrustRegion`, a name, or a mapping.
+        step: `Plain`, `KLClip`, `KLTrustRegion`, a name, or a mapping with ``name`` and fields; or a mapping from objectives to these.
         refresh: `Periodic`, `Staggered`, a name, or a mapping.
         fisher: ``"mc"``, ``"exact"``, ``"empirical"``, ``"forward_only"``, a `Fisher`, or a mapping of its fields.
         strict: Whether a parameter without a layer adapter is an error; else it uses the diagonal fallback, and one warning lists it.
         groups: Parameter groups as in torch, each with ``params`` and any of the defaults; None for one group.
-        **defaults: ``lr``, ``momentum``, ``weight_decay`` of the groups.
+        **defaults: ``lr``, ``momentum``, ``weight_decay`` of the groups. Weight decay belongs to the first objective.
 
     Raises:
         ConfigError: An argument is not legal.
@@ -72,7 +88,7 @@ class NaturalGradient(torch.optim.Optimizer):
         **defaults: Unpack[GroupDefaults],
     ) -> None:
         self.preconditioner = Preconditioner(model, curvature, damping=damping, refresh=refresh, fisher=fisher, strict=strict)
-        self.step_rule = steps.build(step)
+        self.objectives = Objectives(step)
         unknown = sorted(set(defaults) - set(GroupDefaults.__annotations__))
         if unknown:
             raise ConfigError(f"unknown option {', '.join(unknown)}; legal group options: {', '.join(GroupDefaults.__annotations__)}")
@@ -105,6 +121,16 @@ class NaturalGradient(torch.optim.Optimizer):
         """Gather Fisher statistics of the recorded forward pass; see `Preconditioner.observe`."""
         self.preconditioner.observe(likelihood, targets)
 
+    def collect(self, objective: str) -> None:
+        """Take the gradients that ``backward()`` has left in ``.grad`` as those of one objective, and clear them there.
+
+        Several calls before a step (micro-batches) add up.
+
+        Raises:
+            ConfigError: There is no such objective, or no parameter has a gradient.
+        """
+        self.objectives.collect(objective, self._parameters())
+
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Info:  # type: ignore[override]
         """Take one step.
@@ -125,67 +151,65 @@ class NaturalGradient(torch.optim.Optimizer):
         if core.damping.adaptive and closure is None:
             rule = type(core.damping).__name__
             raise ConfigError(f"damping {rule} needs step(closure) with a closure that returns the loss on this batch")
-        gradients = {p: _with_decay(p, group["weight_decay"]) for group in self.param_groups for p in group["params"] if p.grad is not None}
-        if not gradients:
-            raise ConfigError("no parameter has a gradient; call loss.backward() before step()")
+        parts = self.objectives.take(self._parameters())
+        self._decay_weights(next(iter(parts.values())))
+        gradients = add(parts.values())
         norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
         accept = core.update(torch.stack([n.to(core.damping_value) for n in norms.values()]).isfinite().all())
         if core.branch_on_host and not accept:
             return self._skipped(norms)
-        matrices = core.to_blocks(gradients)
-        names = core.require_statistics(matrices)
-        if not names:  # the first batch was rejected
+        shares = [share for name, part in parts.items() if (share := self._share(name, part)) is not None]
+        if not shares:  # the first batch was rejected
             return self._skipped(norms)
-        directions = core.from_blocks(core.multiply_power({name: matrices[name] for name in names}, -1))
-        parameters = [p for p in directions if p in gradients]
-        outcome = self.step_rule(self._proposal(parameters, directions, gradients))
-        taken = accept & outcome.predicted_kl.isfinite()
-        core.reject(accept & ~taken)
-        if core.branch_on_host and not taken:
+        update = add(share.update for share in shares)
+        accepted = accept & torch.stack([share.outcome.predicted_kl.isfinite() for share in shares]).all()
+        core.reject(accept & ~accepted)
+        if core.branch_on_host and not accepted:
             return self._skipped(norms)
         before = self._loss(closure)
         if before is not None:
-            decrease = self._predicted_decrease(parameters, outcome.update, gradients)
-        self._apply(parameters, outcome, taken)
+            decrease = self._predicted_decrease(update, gradients)
+        self._apply(shares, update, accepted)
         if before is not None:
             after = self._loss(closure)
             assert after is not None
             core.damping_value = core.damping.adapt(core.damping_value, ((before - after) / decrease).to(core.damping_value))
-        return self._info(norms, parameters, outcome, taken)
+        return self._info(norms, shares, update, accepted)
 
-    def _options(self, name: str) -> dict[Tensor, Any]:
+    def _parameters(self) -> list[nn.Parameter]:
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def _options(self, name: str) -> dict[nn.Parameter, Any]:
         return {p: group[name] for group in self.param_groups for p in group["params"]}
 
-    def _proposal(
-        self, parameters: Sequence[nn.Parameter], directions: Mapping[nn.Parameter, Tensor], gradients: Mapping[Any, Tensor]
-    ) -> Proposal:
+    def _decay_weights(self, gradients: Gradients) -> None:
+        """Add weight decay to the gradients of an objective."""
+        for p, weight_decay in self._options("weight_decay").items():
+            if weight_decay != 0 and p in gradients:
+                gradients[p] = gradients[p].add(p, alpha=weight_decay)
+
+    def _share(self, objective: str, gradients: Gradients) -> _Share | None:
+        """What the step rule of an objective makes of its gradients; None if no block has statistics yet."""
+        core, key = self.preconditioner, self.objectives.velocity(objective)
+        matrices = core.to_blocks(gradients)
+        names = core.require_statistics(matrices)
+        directions = core.from_blocks(core.multiply_power({name: matrices[name] for name in names}, -1))
+        parameters = [p for p in directions if p in gradients]
+        if not parameters:
+            return None
         lr, momentum = self._options("lr"), self._options("momentum")
-        core = self.preconditioner
 
-        def quadratic(update: Sequence[Tensor]) -> Mapping[str, Tensor]:
-            return core.quadratic(core.to_blocks(dict(zip(parameters, update, strict=True))))
-
-        return Proposal(
-            preconditioned=[directions[p] for p in parameters],
-            gradients=[gradients[p] for p in parameters],
-            velocity=[self.state[p].get("velocity") for p in parameters],
-            lr=[lr[p] for p in parameters],
-            momentum=[momentum[p] for p in parameters],
-            quadratic=quadratic,
+        outcome = self.objectives.rules[objective](
+            Proposal(
+                preconditioned=[directions[p] for p in parameters],
+                gradients=[gradients[p] for p in parameters],
+                velocity=[self.state[p].get(key) for p in parameters],
+                lr=[lr[p] for p in parameters],
+                momentum=[momentum[p] for p in parameters],
+                quadratic=lambda update: self._quadratic(dict(zip(parameters, update, strict=True))),
+            )
         )
-
-    def _apply(self, parameters: Sequence[nn.Parameter], outcome: Outcome, taken: Tensor) -> None:
-        """Add the step where it is taken, and keep it as the next velocity."""
-        if self.preconditioner.branch_on_host:
-            torch._foreach_add_(list(parameters), outcome.update)
-            for p, d in zip(parameters, outcome.update, strict=True):
-                self.state[p]["velocity"] = d
-            return
-        for p, d in zip(parameters, outcome.update, strict=True):
-            old = self.state[p].get("velocity")
-            zero = torch.zeros_like(d)
-            p.add_(torch.where(taken, d, zero))
-            self.state[p]["velocity"] = torch.where(taken, d, zero if old is None else old)
+        return _Share(objective, outcome, dict(zip(parameters, outcome.update, strict=True)))
 
     def _loss(self, closure: Closure | None) -> Tensor | None:
         core = self.preconditioner
@@ -196,36 +220,59 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ConfigError(f"the closure must return the loss as a tensor with one element, got {loss!r}")
         return loss.detach()
 
-    def _predicted_decrease(self, parameters: Sequence[nn.Parameter], update: Sequence[Tensor], gradients: Mapping[Any, Tensor]) -> Tensor:
-        """``-(g^T d + 1/2 d^T (F + lambda I) d)``, the decrease of the damped quadratic model."""
-        core = self.preconditioner
-        quadratic = core.quadratic(core.to_blocks(dict(zip(parameters, update, strict=True))))
-        slope = torch.stack([torch.sum(gradients[p] * d) for p, d in zip(parameters, update, strict=True)]).sum()
-        squares = torch.stack([d.square().sum() for d in update]).sum()
-        return -(slope + (torch.stack(list(quadratic.values())).sum() + core.damping_value * squares) / 2)
+    def _apply(self, shares: Sequence[_Share], update: Gradients, accepted: Tensor) -> None:
+        """Add the step where it is taken, and keep each objective's share as its next velocity."""
+        host = self.preconditioner.branch_on_host
+        zero = None if host else {p: torch.zeros_like(d) for p, d in update.items()}
+        if zero is None:
+            torch._foreach_add_(list(update), list(update.values()))
+        else:
+            for p, d in update.items():
+                p.add_(torch.where(accepted, d, zero[p]))
+        for share in shares:
+            key = self.objectives.velocity(share.objective)
+            for p, d in share.update.items():
+                self.state[p][key] = d if zero is None else torch.where(accepted, d, self.state[p].get(key, zero[p]))
 
-    def _info(self, norms: Mapping[Any, Tensor], parameters: Sequence[nn.Parameter], outcome: Outcome, taken: Tensor) -> Info:
+    def _quadratic(self, update: Gradients) -> Mapping[str, Tensor]:
+        """``d^T F d`` of each block."""
+        return self.preconditioner.quadratic(self.preconditioner.to_blocks(update))
+
+    def _predicted_decrease(self, update: Gradients, gradients: Gradients) -> Tensor:
+        """``-(g^T d + 1/2 d^T (F + lambda I) d)``, the decrease of the damped quadratic model."""
+        slope = torch.stack([torch.sum(gradients[p] * d) for p, d in update.items()]).sum()
+        squares = torch.stack([d.square().sum() for d in update.values()]).sum()
+        quadratic = torch.stack(list(self._quadratic(update).values())).sum()
+        return -(slope + (quadratic + self.preconditioner.damping_value * squares) / 2)
+
+    def _info(self, norms: Gradients, shares: Sequence[_Share], update: Gradients, accepted: Tensor) -> Info:
         core = self.preconditioner
-        updates = dict(zip(parameters, torch._foreach_norm(outcome.update), strict=True))
+        bounds = {s.objective: Bound(s.outcome.predicted_kl, s.outcome.scale * accepted) for s in shares}
+        predicted_kl, quadratic = shares[0].outcome.predicted_kl, shares[0].outcome.quadratic
+        if len(shares) > 1:  # shares overlap where objectives share parameters
+            quadratic = self._quadratic(update)
+            predicted_kl = torch.stack(list(quadratic.values())).sum().clamp_min(0.0) / 2
         return Info(
-            predicted_kl=outcome.predicted_kl,
-            scale=outcome.scale * taken,
+            predicted_kl=predicted_kl,
+            scale=torch.stack([bound.scale for bound in bounds.values()]).min(),
             damping=core.damping_value.clone(),
-            skipped=~taken,
+            skipped=~accepted,
             skipped_steps=core.skipped_steps.clone(),
             gradient_norms=self._block_norms(norms),
-            update_norms=self._block_norms(updates),
-            quadratic=outcome.quadratic,
+            update_norms=self._block_norms(dict(zip(update, torch._foreach_norm(list(update.values())), strict=True))),
+            quadratic=quadratic,
+            objectives=bounds,
         )
 
-    def _skipped(self, norms: Mapping[Any, Tensor]) -> Info:
+    def _skipped(self, norms: Gradients) -> Info:
         core = self.preconditioner
         zero = torch.zeros((), device=core.damping_value.device)
         gradients = self._block_norms(norms)
         nothing = dict.fromkeys(gradients, zero)
-        return Info(zero, zero, core.damping_value.clone(), ~zero.bool(), core.skipped_steps.clone(), gradients, nothing, {})
+        bounds = dict.fromkeys(self.objectives.rules, Bound(zero, zero))
+        return Info(zero, zero, core.damping_value.clone(), ~zero.bool(), core.skipped_steps.clone(), gradients, nothing, {}, bounds)
 
-    def _block_norms(self, norms: Mapping[Any, Tensor]) -> dict[str, Tensor]:
+    def _block_norms(self, norms: Gradients) -> dict[str, Tensor]:
         """Norms of parameters joined over the parameters of each block."""
         joined = {}
         for name, block in self.preconditioner.blocks.items():
@@ -248,11 +295,3 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ConfigError(f"this is no state of NaturalGradient: it has {sorted(state_dict)} and no 'curvature'")
         self.preconditioner.load_state_dict(state_dict["curvature"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
-
-
-def _with_decay(parameter: nn.Parameter, weight_decay: float) -> Tensor:
-    assert parameter.grad is not None
-    gradient = parameter.grad.detach()
-    if gradient.is_sparse:
-        gradient = gradient.to_dense()
-    return gradient if weight_decay == 0 else gradient.add(parameter, alpha=weight_decay)

@@ -68,6 +68,19 @@ class DampingValue:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """What a step rule made of one objective; 0-d tensors on the device.
+
+    Attributes:
+        predicted_kl: Half the quadratic form of the objective's own step, in nats.
+        scale: Factor applied by its step rule, 1 when the rule did not act, 0 when the step was skipped.
+    """
+
+    predicted_kl: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True)
 class Info:
     """What one optimizer step did. Every entry is a tensor on the device; reading one as a number is the only synchronization.
 
@@ -75,14 +88,15 @@ class Info:
         predicted_kl: Half the quadratic form of the step, in nats. `KLTrustRegion`: exactly ``1/2 d^T F d`` for the
             undamped ``F`` and the step ``d`` that was taken, momentum included. `Plain` and `KLClip`: ``1/2 d^T
             g``-type value of the step without its momentum in the *damped* metric, which needs no further product and
-            bounds the undamped value from above.
-        scale: Factor applied by the step rule, 1 when the rule did not act, 0 when the step was skipped.
+            bounds the undamped value from above. With several objectives: ``1/2 d^T F d`` of the whole step.
+        scale: Factor applied by the step rule, 1 when the rule did not act, 0 when the step was skipped; the smallest over the objectives.
         damping: ``lambda``.
         skipped: 1 if the step was skipped because a gradient or statistic was not finite, else 0.
         skipped_steps: Number of skipped steps so far.
         gradient_norms: Euclidean norm of each block's gradient.
         update_norms: Euclidean norm of each block's step.
         quadratic: ``d^T F d`` of each block; empty for step rules that do not compute it.
+        objectives: What happened to each objective; its name is ``"loss"`` when there is one only.
     """
 
     predicted_kl: Tensor
@@ -93,3 +107,4 @@ class Info:
     gradient_norms: Mapping[str, Tensor]
     update_norms: Mapping[str, Tensor]
     quadratic: Mapping[str, Tensor]
+    objectives: Mapping[str, Bound]

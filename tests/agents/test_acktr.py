@@ -350,3 +350,21 @@ def test_options_are_read_without_sb3() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
     with pytest.raises(AttributeError, match="no attribute 'ACKTRR'"):
         natgrad_apps.agents.ACKTRR  # noqa: B018
+
+
+def test_actor_and_critic_may_have_their_own_radius() -> None:
+    """In a shared trunk a huge value loss takes the whole of a joint region, and nothing of the policy's own."""
+    image = spaces.Box(0, 255, (4, 36, 36), np.uint8)
+    shares = []
+    for critic in (None, {"name": "kl_trust_region", "radius": 1e-4}):
+        options = {"step": {"name": "kl_trust_region", "radius": 1e-3}, "critic_step": critic, "momentum": 0.5}
+        policy = {"features_extractor_kwargs": {"features_dim": 16}}
+        env = vectorized(functools.partial(Chain, spaces.Discrete(3), image))
+        model = ACKTR("CnnPolicy", env, n_steps=6, seed=0, vf_coef=1e5, natural_gradient=options, policy_kwargs=policy)
+        rows = record(model, 48)
+        shares.append(np.mean([row["train/actor_share"] for row in rows]))
+        bound = 1e-3 if critic is None else (1e-3**0.5 + 1e-4**0.5) ** 2
+        assert all(row["train/predicted_kl"] <= bound for row in rows)
+        assert all("train/critic_kl_scale" in row for row in rows) == (critic is not None)
+    assert shares[0] < 0.05
+    assert shares[1] > 0.5
