@@ -21,10 +21,12 @@ from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
 
 from natgrad_apps.agents import random_state
+from natgrad_apps.agents.backtracking import Backtracking, shorten
 from natgrad_apps.agents.diagnostics import Losses, Spectrum, describe_change, describe_step, record, to_numbers, warn_skipped
-from natgrad_apps.agents.heads import Heads, observed_targets
+from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
-from natgrad_apps.agents.options import ACTOR, AUTO, CRITIC, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
+from natgrad_apps.agents.objectives import ACTOR, CRITIC
+from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
 from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.optim import NaturalGradient
 
@@ -158,17 +160,24 @@ class ACKTR(OnPolicyAlgorithm):
         losses = Losses(-(advantages * log_prob).mean(), mse_loss(values.flatten(), batch.returns), entropy_loss)
         self._backward(losses.policy_loss + self.ent_coef * losses.entropy_loss, self.vf_coef * value_weight * losses.value_loss)
         measured = self._is_measured()
-        before = heads.detach() if measured and self.natural_gradient.measure_kl else None
-        info = optimizer.step()
-        self._n_updates += 1
+        check = self.natural_gradient.backtracking
+        before = heads.detach() if check is not None or (measured and self.natural_gradient.measure_kl) else None
 
-        report = {**losses.items(), **describe_step(info), "skipped": info.skipped}
-        if hasattr(policy, "log_std"):
-            report["std"] = policy.log_std.detach().exp().mean()
-        if before is not None:
+        def changed() -> Change:
+            assert before is not None
             with torch.no_grad():
                 after, _, _ = policy.evaluate_actions(batch.observations, actions)
-            report |= describe_change(before, Heads.of(policy, after, scale))
+            return measure_change(before, Heads.of(policy, after, scale))
+
+        info = optimizer.step()
+        self._n_updates += 1
+        report = {**losses.items(), **describe_step(info), "skipped": info.skipped}
+        if check is not None:
+            report["backtracking_scale"] = shorten(optimizer, Backtracking.of(check), changed)
+        if measured and self.natural_gradient.measure_kl:
+            report |= describe_change(changed())
+        if hasattr(policy, "log_std"):
+            report["std"] = policy.log_std.detach().exp().mean()
         numbers = to_numbers(report)
         if numbers.pop("skipped"):
             warn_skipped(self._n_updates, self.rollout_buffer)

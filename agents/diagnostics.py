@@ -12,8 +12,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
-from natgrad_apps.agents.heads import Heads, measure_change
-from natgrad_apps.agents.options import ACTOR, CRITIC
+from natgrad_apps.agents.heads import Change
+from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.errors import NonFiniteWarning
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.types import Info
@@ -52,9 +52,8 @@ def describe_step(info: Info) -> dict[str, Tensor]:
     return described
 
 
-def describe_change(before: Heads, after: Heads) -> dict[str, Tensor]:
-    """What an update did to the outputs over the rollout; see `natgrad_apps.agents.heads.Change`."""
-    change = measure_change(before, after)
+def describe_change(change: Change) -> dict[str, Tensor]:
+    """What an update did to the outputs over the rollout."""
     return {
         "measured_kl": change.actor_kl,
         "measured_critic_kl": change.critic_kl,

@@ -14,6 +14,8 @@ from natgrad_apps import curvature as curvatures
 from natgrad_apps import damping as dampings
 from natgrad_apps import refresh as refreshes
 from natgrad_apps import steps
+from natgrad_apps.agents.backtracking import Backtracking
+from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.curvature.base import Curvature
 from natgrad_apps.curvature.kfac import KFAC
 from natgrad_apps.damping.base import Damping
@@ -33,10 +35,6 @@ if TYPE_CHECKING:  # annotations only: configurations are read without SB3
 
 AUTO = "auto"
 """Value of `NaturalGradientOptions.vf_fisher_coef` that ties the critic's noise to its residual."""
-
-
-ACTOR, CRITIC = "actor", "critic"
-"""Objectives of an agent whose value loss has its own step rule."""
 
 
 class OnPolicyArguments(TypedDict, total=False):
@@ -124,6 +122,7 @@ class NaturalGradientOptions:
         critic_step: Step rule of the value loss, so that `step` is that of policy and entropy alone: each has its own radius (and
             momentum), and a large value loss cannot use up the policy's, in a shared trunk neither. It costs a second backward pass
             through a shared trunk. None bounds the sum of the losses with `step`.
+        backtracking: Check of the KL after each step, a `Backtracking` or a mapping of its fields; None checks nothing.
         refresh: When statistics are gathered and inverses recomputed.
         fisher: ``"mc"`` draws fresh actions and values from the current model, ``"exact"`` needs one backward pass for each action,
             ``"empirical"`` uses the rollout's own actions and returns. A mapping without a ``seed`` takes the agent's.
@@ -141,6 +140,7 @@ class NaturalGradientOptions:
     damping: Damping | float | str | Mapping[str, Any] = field(default_factory=lambda: Tikhonov(0.01))
     step: StepRule | str | Mapping[str, Any] = field(default_factory=lambda: KLTrustRegion(0.01))
     critic_step: StepRule | str | Mapping[str, Any] | None = None
+    backtracking: Backtracking | Mapping[str, Any] | None = None
     refresh: Refresh | str | Mapping[str, Any] = field(default_factory=lambda: Periodic(statistics_period=1, inverse_period=1))
     fisher: Fisher | str | Mapping[str, Any] = "mc"
     momentum: float = 0.0
@@ -154,6 +154,8 @@ class NaturalGradientOptions:
         object.__setattr__(self, "step", steps.build(self.step))
         if self.critic_step is not None:
             object.__setattr__(self, "critic_step", steps.build(self.critic_step))
+        if self.backtracking is not None:
+            object.__setattr__(self, "backtracking", Backtracking.of(self.backtracking))
         object.__setattr__(self, "refresh", refreshes.build(self.refresh))
         Fisher.of(self.fisher)
         if self.adaptive_damping:
@@ -226,7 +228,7 @@ class NaturalGradientOptions:
         result: dict[str, Any] = {}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if f.name == "fisher" and isinstance(value, Fisher):
+            if isinstance(value, (Fisher, Backtracking)):
                 value = dataclasses.asdict(value)
             elif isinstance(value, (Curvature, Damping, StepRule, Refresh)):
                 value = {"name": component_name(type(value)), **dataclasses.asdict(value)}

@@ -199,8 +199,9 @@ class _Session:
             if state is not None and not state.restore(self.venv, self.agent.logger):
                 view.say("the states of these environments cannot be saved: new episodes begin")
             self._learn(evaluation, flag, view)
-            result = self._final_evaluation(evaluation, flag, view)
-        self._finish(result)
+            result = self._final_evaluation(self.agent, evaluation, flag, view)
+            best = self._best_evaluation(stack, result, flag, view)
+        self._finish(result, best)
 
     def _start_logger(self, stack: ExitStack, state: snapshot.RunState | None) -> None:
         step = self.agent.num_timesteps
@@ -239,7 +240,7 @@ class _Session:
                 left, callback, log_interval=NEVER, reset_num_timesteps=self.agent.num_timesteps == 0 and self.agent._last_obs is None
             )
 
-    def _final_evaluation(self, venv: VecEnv, flag: InterruptFlag, view: ProgressView) -> Evaluation:
+    def _final_evaluation(self, agent: ACKTR, venv: VecEnv, flag: InterruptFlag, view: ProgressView) -> Evaluation:
         settings = self.config.evaluation
 
         def check() -> None:
@@ -247,19 +248,39 @@ class _Session:
                 self._interrupt(flag)
 
         check()
-        view.say(f"final evaluation, episodes: {settings.final_episodes}")
+        view.say(f"final evaluation of the agent of step {agent.num_timesteps:,}, episodes: {settings.final_episodes}")
         start = time.perf_counter()
         seed = self.config.seed + FINAL_SEED
-        result = evaluate(self.agent, venv, settings.final_episodes, seed, deterministic=settings.deterministic, check=check)
+        result = evaluate(agent, venv, settings.final_episodes, seed, deterministic=settings.deterministic, check=check)
         self.progress.seconds += time.perf_counter() - start
         return result
+
+    def _best_evaluation(
+        self, stack: ExitStack, last: Evaluation, flag: InterruptFlag, view: ProgressView
+    ) -> tuple[int, Evaluation] | None:
+        """Step and evaluation of the checkpoint that periodic evaluations found best; None if there is none, or it was damaged."""
+        if self.progress.best is None:
+            return None
+        try:
+            saved = checkpoints.load(self.folder.checkpoints.find("best"))
+        except ConfigError as error:
+            view.say(f"the best checkpoint cannot be evaluated: {error}")
+            return None
+        if saved.step == self.agent.num_timesteps:
+            return saved.step, last
+        config = self.config
+        agent = snapshot.unpack_agent(saved.files, None, str(self.agent.device))
+        count = min(config.evaluation.n_envs, config.evaluation.final_episodes)
+        venv = make_evaluation(config.environment, count, config.seed + FINAL_SEED, snapshot.unpack_normalization(saved.files))
+        stack.callback(close, venv)
+        return saved.step, self._final_evaluation(agent, venv, flag, view)
 
     def _interrupt(self, flag: InterruptFlag) -> NoReturn:
         self.folder.log(f"interrupted by {flag.name} at step {self.agent.num_timesteps}")
         raise InterruptedRunError(f"{PROGRAM} train --resume {shlex.quote(str(self.folder.path))}")
 
-    def _finish(self, result: Evaluation) -> None:
-        self.folder.write_results(self._results(result))
+    def _finish(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> None:
+        self.folder.write_results(self._results(result, best))
         try:
             with _failures_to(self.folder):
                 picture = str(plot_runs([self.folder.path], self.folder.figures / "learning_curve.png"))
@@ -268,9 +289,11 @@ class _Session:
         summary = f"evaluation: mean return {result.mean:.2f}, standard deviation {result.std:.2f}, {len(result.returns)} episodes"
         self.folder.log(f"done at step {self.agent.num_timesteps}; {summary}")
         print(summary)
+        if best is not None and best[0] != self.agent.num_timesteps:
+            print(f"best checkpoint (step {best[0]:,}): mean return {best[1].mean:.2f}, standard deviation {best[1].std:.2f}")
         print(f"run folder: {self.folder.path}   picture: {picture}")
 
-    def _results(self, result: Evaluation) -> dict[str, Any]:
+    def _results(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> dict[str, Any]:
         progress, config = self.progress, self.config
         return {
             "runner": PROGRAM,
@@ -282,6 +305,7 @@ class _Session:
             "training_seconds": progress.training_seconds,
             "duration_seconds": progress.seconds,
             "best_periodic_evaluation": progress.best,
+            "best_checkpoint": None if best is None else {"step": best[0], "evaluation": best[1].to_dict()},
             "seeds": {"run": config.seed, "periodic_evaluation": config.seed + PERIODIC_SEED, "final_evaluation": result.seed},
             "sessions": progress.sessions,
             "resumed_exactly": progress.exact,

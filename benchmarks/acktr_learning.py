@@ -8,14 +8,16 @@ ACKTR runs with the preset that `natgrad-acktr train --config PRESET` uses. A2C 
 for the environment (for a much larger budget in A2C's case); they get the budget of the preset. Seeds start at 100, so that no seed
 here was used in choosing the presets.
 
-Prints, for each learner: the mean return of 100 deterministic episodes after training (mean and standard error over seeds), how many
-seeds reach the target, and the environment steps after which a periodic evaluation (10 episodes) first reached it.
+Prints, for each learner: the mean return of 100 deterministic episodes with the last policy (mean and standard error over seeds) and
+with the one that did best in the periodic evaluations (10 episodes, other first states), how many seeds reach the target with each, and
+the environment steps after which a periodic evaluation first reached it.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import copy
 import json
 import math
 import multiprocessing
@@ -73,6 +75,7 @@ class Outcome:
     learner: str
     seed: int
     final: float
+    best: float
     first_hit: int | None
     steps: int
     seconds: float
@@ -101,20 +104,44 @@ LEARNERS = {
 }
 
 
-class _FirstHit(BaseCallback):
-    """Evaluates at fixed intervals and keeps the first step at which the target was reached."""
+class _Watch(BaseCallback):
+    """Evaluates at fixed intervals; keeps the first step at which the target was reached, and the best policy.
+
+    Args:
+        every: Environment steps between two evaluations.
+        target: Mean return that counts as solved.
+        measure: Mean return of an evaluation.
+    """
 
     def __init__(self, every: int, target: float, measure: Callable[[], float]) -> None:
         super().__init__()
         self._every, self._target, self._measure = every, target, measure
-        self._next = every
+        self._next, self._score = every, -math.inf
         self.first: int | None = None
+        self._policy: dict[str, Any] = {}
+        self._statistics: Any = None
 
     def _on_rollout_start(self) -> None:
-        if self.first is None and self.num_timesteps >= self._next:
+        if self.num_timesteps >= self._next:
             self._next = self.num_timesteps + self._every
-            if self._measure() >= self._target:
-                self.first = self.num_timesteps
+            self.look()
+
+    def look(self) -> None:
+        """Evaluate the policy of this moment."""
+        score = self._measure()
+        if score >= self._target and self.first is None:
+            self.first = self.num_timesteps
+        if score > self._score:
+            self._score, self._policy = score, copy.deepcopy(self.model.policy.state_dict())
+            normalization = find_normalization(self.training_env)
+            self._statistics = None if normalization is None else copy.deepcopy(normalization.obs_rms)
+
+    def restore(self, test: Any) -> None:
+        """Give the best policy to the model and its normalization to the environment `test`."""
+        self.model.policy.load_state_dict(self._policy)
+        normalization = find_normalization(test)
+        if normalization is not None:
+            normalization.obs_rms = self._statistics
 
     def _on_step(self) -> bool:
         return True
@@ -134,35 +161,47 @@ def run(preset: str, learner: str, seed: int) -> Outcome:
         test = make_evaluation(settings, 4, seed + PERIODIC_SEED, find_normalization(venv))
         stack.callback(test.close)
 
-        def measure() -> float:
-            return evaluate(model, test, 10, seed + PERIODIC_SEED, deterministic=True).mean
+        def measure(episodes: int = 10, first: int = PERIODIC_SEED) -> float:
+            return evaluate(model, test, episodes, seed + first, deterministic=True).mean
 
-        watch = _FirstHit(config.evaluation.every_steps, TARGETS[preset], measure)
+        watch = _Watch(config.evaluation.every_steps, TARGETS[preset], measure)
         start = time.perf_counter()
         model.learn(config.total_timesteps, watch)
         seconds = time.perf_counter() - start
-        final = evaluate(model, test, 100, seed + FINAL_SEED, deterministic=True).mean
-    return Outcome(preset, learner, seed, final, watch.first, model.num_timesteps, seconds)
+        watch.look()
+        final = measure(100, FINAL_SEED)
+        watch.restore(test)
+        best = measure(100, FINAL_SEED)
+    return Outcome(preset, learner, seed, final, best, watch.first, model.num_timesteps, seconds)
 
 
 def table(preset: str, outcomes: Sequence[Outcome]) -> Table:
     """Results of one environment."""
     steps = max(o.steps for o in outcomes)
     result = Table(title=f"{preset}: {steps} environment steps, target {TARGETS[preset]:g}", title_justify="left")
-    for column in ("learner", "final return", "seeds at target", "steps to target (median)", "seconds a seed"):
+    for column in (
+        "learner",
+        "last policy",
+        "seeds at target",
+        "best policy",
+        "seeds at target",
+        "steps to target (median)",
+        "seconds a seed",
+    ):
         result.add_column(column, justify="left" if column == "learner" else "right")
     for learner in LEARNERS:
         mine = [o for o in outcomes if o.learner == learner]
         if not mine:
             continue
-        finals = [o.final for o in mine]
-        error = statistics.stdev(finals) / math.sqrt(len(finals)) if len(finals) > 1 else float("nan")
+        cells = []
+        for scores in ([o.final for o in mine], [o.best for o in mine]):
+            error = statistics.stdev(scores) / math.sqrt(len(scores)) if len(scores) > 1 else float("nan")
+            cells += [f"{statistics.mean(scores):.1f} +- {error:.1f}", f"{sum(f >= TARGETS[preset] for f in scores)} of {len(scores)}"]
         hits = sorted(o.first_hit if o.first_hit is not None else math.inf for o in mine)
         middle = hits[len(hits) // 2]
         result.add_row(
             learner,
-            f"{statistics.mean(finals):.1f} +- {error:.1f}",
-            f"{sum(f >= TARGETS[preset] for f in finals)} of {len(finals)}",
+            *cells,
             f"{middle:.0f}" if math.isfinite(middle) else "not reached",
             f"{statistics.mean(o.seconds for o in mine):.0f}",
         )
@@ -175,19 +214,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--presets", nargs="+", choices=sorted(TARGETS), default=["cartpole", "inverted_pendulum"])
     parser.add_argument("--learners", nargs="+", choices=list(LEARNERS), default=list(LEARNERS))
     parser.add_argument("--seeds", type=int, default=5, help="seeds of each learner (default 5)")
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED, help="seeds run from this one (default %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="trainings side by side, one thread each (default 2)")
     parser.add_argument("--full", action="store_true", help="10 seeds of every preset")
     parser.add_argument("--out", type=Path, help="JSON file for the numbers")
     options = parser.parse_args(arguments)
     presets, seeds = (sorted(TARGETS), 10) if options.full else (options.presets, options.seeds)
-    jobs = [(p, name, FIRST_SEED + s) for p in presets for name in options.learners for s in range(seeds)]
+    jobs = [(p, name, options.first_seed + s) for p in presets for name in options.learners for s in range(seeds)]
     outcomes: list[Outcome] = []
     console = Console()
     with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = [pool.submit(run, *job) for job in jobs]
         for future in track(concurrent.futures.as_completed(futures), "trainings", total=len(jobs), console=console):
             outcomes.append(done := future.result())
-            console.print(f"{done.preset} {done.learner} seed {done.seed}: {done.final:.1f} after {done.steps} steps, {done.seconds:.0f} s")
+            console.print(
+                f"{done.preset} {done.learner} seed {done.seed}: last {done.final:.1f}, best {done.best:.1f}, {done.seconds:.0f} s"
+            )
     for preset in presets:
         console.print(table(preset, [o for o in outcomes if o.preset == preset]))
     versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"])

@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 
 from natgrad_apps.curvature.base import Curvature
 from natgrad_apps.damping.base import Damping
-from natgrad_apps.errors import ConfigError, check_fraction, check_positive
+from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
 from natgrad_apps.likelihoods import Likelihood
 from natgrad_apps.objectives import Gradients, Objectives, add
 from natgrad_apps.preconditioner import Preconditioner
@@ -89,6 +89,7 @@ class NaturalGradient(torch.optim.Optimizer):
     ) -> None:
         self.preconditioner = Preconditioner(model, curvature, damping=damping, refresh=refresh, fisher=fisher, strict=strict)
         self.objectives = Objectives(step)
+        self._taken: dict[str, list[nn.Parameter]] = {}
         unknown = sorted(set(defaults) - set(GroupDefaults.__annotations__))
         if unknown:
             raise ConfigError(f"unknown option {', '.join(unknown)}; legal group options: {', '.join(GroupDefaults.__annotations__)}")
@@ -176,6 +177,32 @@ class NaturalGradient(torch.optim.Optimizer):
             core.damping_value = core.damping.adapt(core.damping_value, ((before - after) / decrease).to(core.damping_value))
         return self._info(norms, shares, update, accepted)
 
+    @torch.no_grad()
+    def shorten(self, factors: Mapping[str, Tensor | float]) -> None:
+        """Take back a part of the last step, momentum included: what objective ``k`` contributed is multiplied by ``factors[k]``.
+
+        For checks after the step, such as of the KL divergence that it really made. Does nothing after a skipped step on the CPU; give
+        a factor of 1 for one on another device.
+
+        Raises:
+            ConfigError: There is no such objective.
+        """
+        for name, factor in factors.items():
+            if name not in self.objectives.rules:
+                raise unknown_name("objective", name, list(self.objectives.rules))
+            key = self.objectives.velocity(name)
+            for p in self._taken.get(name, ()):
+                velocity = self.state[p][key]
+                shorter = velocity * factor
+                p.add_(shorter - velocity)
+                self.state[p][key] = shorter
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether two objectives moved the same parameter in the last step."""
+        moved = [p for parameters in self._taken.values() for p in parameters]
+        return len(set(moved)) < len(moved)
+
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -233,6 +260,7 @@ class NaturalGradient(torch.optim.Optimizer):
             key = self.objectives.velocity(share.objective)
             for p, d in share.update.items():
                 self.state[p][key] = d if zero is None else torch.where(accepted, d, self.state[p].get(key, zero[p]))
+        self._taken = {share.objective: list(share.update) for share in shares}
 
     def _quadratic(self, update: Gradients) -> Mapping[str, Tensor]:
         """``d^T F d`` of each block."""
@@ -266,6 +294,7 @@ class NaturalGradient(torch.optim.Optimizer):
 
     def _skipped(self, norms: Gradients) -> Info:
         core = self.preconditioner
+        self._taken = {}
         zero = torch.zeros((), device=core.damping_value.device)
         gradients = self._block_norms(norms)
         nothing = dict.fromkeys(gradients, zero)

@@ -47,6 +47,10 @@ def test_results_have_the_promised_keys(finished_run: Path) -> None:
     assert {"commit", "modified"} == set(results["source"])
     assert results["machine"]["device"] == "cpu"
     assert (results["sessions"], results["resumed_exactly"]) == (1, True)
+    best = results["best_checkpoint"]
+    assert best["step"] == checkpoints.load(CheckpointStore(finished_run / "checkpoint").find("best")).step
+    assert best["evaluation"]["episodes"] == 4
+    assert (best["evaluation"] == evaluation) == (best["step"] == results["steps"])
 
 
 def test_metrics_have_a_row_every_second_update_and_the_known_names(finished_run: Path) -> None:
