@@ -12,7 +12,8 @@ from natgrad_apps.agents import snapshot
 from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.environments import close, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, evaluate
-from natgrad_apps.agents.training import PACKAGES, PROGRAM, resolve_device
+from natgrad_apps.agents.guards import PROGRAM
+from natgrad_apps.agents.training import PACKAGES, resolve_device
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.runner import atomic, provenance, schema
 from natgrad_apps.runner.yaml_text import read_yaml

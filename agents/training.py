@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import shlex
 import time
-import traceback
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 import torch
 from stable_baselines3.common.logger import Logger
@@ -23,16 +20,15 @@ from natgrad_apps.agents.callbacks import NEVER, EvaluationInterruptedError, Hoo
 from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.environments import close, find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
+from natgrad_apps.agents.guards import PROGRAM, failures_to, warnings_to
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, provenance, schema
 from natgrad_apps.runner.arguments import read_file
-from natgrad_apps.runner.command import RunFailedError
 from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.progress import ProgressView
 
-PROGRAM = "natgrad-acktr"
 SESSION_SEED = 7919
 PACKAGES = ("natgrad-apps", "torch", "numpy", "stable-baselines3", "gymnasium", "ale-py", "mujoco")
 
@@ -184,9 +180,9 @@ class _Session:
         view = ProgressView(title, config.total_timesteps, self.agent.num_timesteps, self.folder.log)
         with ExitStack() as stack:
             flag = stack.enter_context(InterruptFlag())
-            stack.enter_context(_failures_to(self.folder))
+            stack.enter_context(failures_to(self.folder))
             stack.enter_context(view)
-            stack.enter_context(_warnings_to(view))
+            stack.enter_context(warnings_to(view))
             view.say(f"{title}: {config.total_timesteps:,} steps, batch {config.batch_size}, seed {config.seed}, {self.agent.device}")
             evaluation = make_evaluation(
                 config.environment,
@@ -282,7 +278,7 @@ class _Session:
     def _finish(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> None:
         self.folder.write_results(self._results(result, best))
         try:
-            with _failures_to(self.folder):
+            with failures_to(self.folder):
                 picture = str(plot_runs([self.folder.path], self.folder.figures / "learning_curve.png"))
         except NothingToDrawError:
             picture = "none, because no episode ended during training"
@@ -313,33 +309,3 @@ class _Session:
             "source": provenance.git_commit(Path(natgrad_apps.__file__)),
             "machine": provenance.machine(self.agent.device),
         }
-
-
-@contextmanager
-def _failures_to(folder: RunFolder) -> Iterator[None]:
-    """Write the traceback of a failure to the log, and pass on one line."""
-    try:
-        yield
-    except (InterruptedRunError, KeyboardInterrupt, ConfigError):
-        raise
-    except Exception as error:
-        folder.log(traceback.format_exc())
-        what = " ".join(str(error).split()) or "no message"
-        if isinstance(error, (EOFError, ConnectionError)):
-            what = "the process of an environment died; what it printed says why"
-        resume = f"; to go on: {PROGRAM} train --resume {shlex.quote(str(folder.path))}" if folder.checkpoints.steps() else ""
-        raise RunFailedError(f"{type(error).__name__}: {what}; the traceback is in {folder.path / 'log.txt'}{resume}") from error
-
-
-@contextmanager
-def _warnings_to(view: ProgressView) -> Iterator[None]:
-    """Show warnings as lines that leave the progress bar whole, and that the log keeps."""
-
-    def show(
-        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
-    ) -> None:
-        view.say(f"{category.__name__}: {message}")
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield

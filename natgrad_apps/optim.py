@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import torch
@@ -18,9 +17,10 @@ from natgrad_apps.likelihoods import Likelihood
 from natgrad_apps.objectives import Gradients, Objectives, add
 from natgrad_apps.preconditioner import Preconditioner
 from natgrad_apps.refresh.base import Refresh
+from natgrad_apps.report import Share, describe_skipped, describe_step, quadratic
 from natgrad_apps.statistics.fisher import Fisher
-from natgrad_apps.steps.base import Outcome, Proposal, StepRule
-from natgrad_apps.types import Bound, Info
+from natgrad_apps.steps.base import Proposal, StepRule
+from natgrad_apps.types import Info
 
 Closure = Callable[[], Tensor]
 
@@ -37,15 +37,6 @@ class GroupDefaults(TypedDict, total=False):
     lr: float
     momentum: float
     weight_decay: float
-
-
-@dataclass(frozen=True)
-class _Share:
-    """One objective's part in a step: its rule's outcome, and the same update by parameter."""
-
-    objective: str
-    outcome: Outcome
-    update: Gradients
 
 
 class NaturalGradient(torch.optim.Optimizer):
@@ -175,7 +166,7 @@ class NaturalGradient(torch.optim.Optimizer):
             after = self._loss(closure)
             assert after is not None
             core.damping_value = core.damping.adapt(core.damping_value, ((before - after) / decrease).to(core.damping_value))
-        return self._info(norms, shares, update, accepted)
+        return describe_step(core, norms, shares, update, accepted)
 
     @torch.no_grad()
     def shorten(self, factors: Mapping[str, Tensor | float]) -> None:
@@ -203,6 +194,10 @@ class NaturalGradient(torch.optim.Optimizer):
         moved = [p for parameters in self._taken.values() for p in parameters]
         return len(set(moved)) < len(moved)
 
+    def _skipped(self, norms: Gradients) -> Info:
+        self._taken = {}
+        return describe_skipped(self.preconditioner, norms, self.objectives.rules)
+
     def _parameters(self) -> list[nn.Parameter]:
         return [p for group in self.param_groups for p in group["params"]]
 
@@ -215,7 +210,7 @@ class NaturalGradient(torch.optim.Optimizer):
             if weight_decay != 0 and p in gradients:
                 gradients[p] = gradients[p].add(p, alpha=weight_decay)
 
-    def _share(self, objective: str, gradients: Gradients) -> _Share | None:
+    def _share(self, objective: str, gradients: Gradients) -> Share | None:
         """What the step rule of an objective makes of its gradients; None if no block has statistics yet."""
         core, key = self.preconditioner, self.objectives.velocity(objective)
         matrices = core.to_blocks(gradients)
@@ -233,10 +228,10 @@ class NaturalGradient(torch.optim.Optimizer):
                 velocity=[self.state[p].get(key) for p in parameters],
                 lr=[lr[p] for p in parameters],
                 momentum=[momentum[p] for p in parameters],
-                quadratic=lambda update: self._quadratic(dict(zip(parameters, update, strict=True))),
+                quadratic=lambda update: quadratic(core, dict(zip(parameters, update, strict=True))),
             )
         )
-        return _Share(objective, outcome, dict(zip(parameters, outcome.update, strict=True)))
+        return Share(objective, outcome, dict(zip(parameters, outcome.update, strict=True)))
 
     def _loss(self, closure: Closure | None) -> Tensor | None:
         core = self.preconditioner
@@ -247,7 +242,7 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ConfigError(f"the closure must return the loss as a tensor with one element, got {loss!r}")
         return loss.detach()
 
-    def _apply(self, shares: Sequence[_Share], update: Gradients, accepted: Tensor) -> None:
+    def _apply(self, shares: Sequence[Share], update: Gradients, accepted: Tensor) -> None:
         """Add the step where it is taken, and keep each objective's share as its next velocity."""
         host = self.preconditioner.branch_on_host
         zero = None if host else {p: torch.zeros_like(d) for p, d in update.items()}
@@ -262,53 +257,12 @@ class NaturalGradient(torch.optim.Optimizer):
                 self.state[p][key] = d if zero is None else torch.where(accepted, d, self.state[p].get(key, zero[p]))
         self._taken = {share.objective: list(share.update) for share in shares}
 
-    def _quadratic(self, update: Gradients) -> Mapping[str, Tensor]:
-        """``d^T F d`` of each block."""
-        return self.preconditioner.quadratic(self.preconditioner.to_blocks(update))
-
     def _predicted_decrease(self, update: Gradients, gradients: Gradients) -> Tensor:
         """``-(g^T d + 1/2 d^T (F + lambda I) d)``, the decrease of the damped quadratic model."""
         slope = torch.stack([torch.sum(gradients[p] * d) for p, d in update.items()]).sum()
         squares = torch.stack([d.square().sum() for d in update.values()]).sum()
-        quadratic = torch.stack(list(self._quadratic(update).values())).sum()
-        return -(slope + (quadratic + self.preconditioner.damping_value * squares) / 2)
-
-    def _info(self, norms: Gradients, shares: Sequence[_Share], update: Gradients, accepted: Tensor) -> Info:
-        core = self.preconditioner
-        bounds = {s.objective: Bound(s.outcome.predicted_kl, s.outcome.scale * accepted) for s in shares}
-        predicted_kl, quadratic = shares[0].outcome.predicted_kl, shares[0].outcome.quadratic
-        if len(shares) > 1:  # shares overlap where objectives share parameters
-            quadratic = self._quadratic(update)
-            predicted_kl = torch.stack(list(quadratic.values())).sum().clamp_min(0.0) / 2
-        return Info(
-            predicted_kl=predicted_kl,
-            scale=torch.stack([bound.scale for bound in bounds.values()]).min(),
-            damping=core.damping_value.clone(),
-            skipped=~accepted,
-            skipped_steps=core.skipped_steps.clone(),
-            gradient_norms=self._block_norms(norms),
-            update_norms=self._block_norms(dict(zip(update, torch._foreach_norm(list(update.values())), strict=True))),
-            quadratic=quadratic,
-            objectives=bounds,
-        )
-
-    def _skipped(self, norms: Gradients) -> Info:
-        core = self.preconditioner
-        self._taken = {}
-        zero = torch.zeros((), device=core.damping_value.device)
-        gradients = self._block_norms(norms)
-        nothing = dict.fromkeys(gradients, zero)
-        bounds = dict.fromkeys(self.objectives.rules, Bound(zero, zero))
-        return Info(zero, zero, core.damping_value.clone(), ~zero.bool(), core.skipped_steps.clone(), gradients, nothing, {}, bounds)
-
-    def _block_norms(self, norms: Gradients) -> dict[str, Tensor]:
-        """Norms of parameters joined over the parameters of each block."""
-        joined = {}
-        for name, block in self.preconditioner.blocks.items():
-            parts = [norms[p] for p in block.parameters if p in norms]
-            if parts:
-                joined[name] = parts[0] if len(parts) == 1 else torch.stack([n.to(parts[0]) for n in parts]).norm()
-        return joined
+        curvature = torch.stack(list(quadratic(self.preconditioner, update).values())).sum()
+        return -(slope + (curvature + self.preconditioner.damping_value * squares) / 2)
 
     def state_dict(self) -> dict[str, Any]:
         """Groups and velocities as in torch, and the core's statistics, caches, counters and random state under ``curvature``."""
