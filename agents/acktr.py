@@ -103,7 +103,7 @@ class ACKTR(OnPolicyAlgorithm):
         self._random_state: dict[str, Any] | None = None
         self._log_interval: int | None = 1
         self._updates_at_start = 0
-        self._spectrum = Spectrum()
+        self.spectrum = Spectrum()
         self.measure_next_update = False
         _check(given)
         set_up = given.pop("_init_setup_model")
@@ -182,7 +182,7 @@ class ACKTR(OnPolicyAlgorithm):
         if numbers.pop("skipped"):
             warn_skipped(self._n_updates, self.rollout_buffer)
         elif measured:
-            numbers |= self._spectrum.at(self._n_updates, optimizer)
+            numbers |= self.spectrum.at(self._n_updates, optimizer)
         record(self.logger, numbers, self.rollout_buffer, self._n_updates)
 
     def _backward(self, actor_loss: Tensor, critic_loss: Tensor) -> None:

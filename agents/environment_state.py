@@ -19,6 +19,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.stacked_observations import StackedObservations
 
+from natgrad_apps.agents import safe_pickle
+
 # What never changes after construction, or only points to another layer.
 _FIXED = frozenset(
     {"env", "spec", "_cached_spec", "metadata", "_metadata", "observation_space", "_observation_space", "_action_space", "action_space"}
@@ -34,14 +36,20 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
     def save_state(self) -> bytes | None:
         """The state of every layer below, or None if some part of it cannot be saved."""
         try:
-            return zlib.compress(pickle.dumps([_layer_state(layer) for layer in _layers(self.env)]), level=1)
-        except (TypeError, AttributeError, pickle.PicklingError, NotImplementedError, RecursionError):
+            state = safe_pickle.dumps([_layer_state(layer) for layer in _layers(self.env)])
+            safe_pickle.loads(state, self._packages())  # what could not be read again is no state
+            return zlib.compress(state, level=1)
+        except (TypeError, AttributeError, pickle.PickleError, NotImplementedError, RecursionError):
             return None
 
     def load_state(self, state: bytes) -> None:
         """Take back what `save_state` returned."""
-        for layer, saved in zip(_layers(self.env), pickle.loads(zlib.decompress(state)), strict=True):
+        for layer, saved in zip(_layers(self.env), safe_pickle.loads(zlib.decompress(state), self._packages()), strict=True):
             _set_layer_state(layer, saved)
+
+    def _packages(self) -> set[str]:
+        """Top-level packages that define the layers below."""
+        return {type(layer).__module__.partition(".")[0] for layer in _layers(self.env)}
 
 
 def capture(venv: VecEnv) -> dict[str, Any] | None:

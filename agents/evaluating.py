@@ -13,7 +13,7 @@ from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.environments import close, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, evaluate
 from natgrad_apps.agents.guards import PROGRAM
-from natgrad_apps.agents.training import PACKAGES, resolve_device
+from natgrad_apps.agents.training import PACKAGES, build_agent
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.runner import atomic, provenance, schema
 from natgrad_apps.runner.yaml_text import read_yaml
@@ -65,11 +65,11 @@ def evaluate_checkpoint(request: Request) -> None:
     seed = config.seed + FINAL_SEED if request.seed is None else request.seed
     deterministic = config.evaluation.deterministic and not request.stochastic
     with ExitStack() as stack:
-        agent = snapshot.unpack_agent(saved.files, None, resolve_device(config))
-        venv = make_evaluation(
-            config.environment, min(config.evaluation.n_envs, episodes), seed, snapshot.unpack_normalization(saved.files)
-        )
+        venv = make_evaluation(config.environment, min(config.evaluation.n_envs, episodes), seed, None)
         stack.callback(close, venv)
+        snapshot.take_statistics(venv, snapshot.normalization(saved.files))
+        agent = build_agent(config, venv)
+        snapshot.restore_agent(saved.files, agent)
         result = evaluate(agent, venv, episodes, seed, deterministic=deterministic)
     target = (request.out or owner) / "evaluation.json"
     record = {

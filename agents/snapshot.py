@@ -8,24 +8,44 @@ import pickle
 import random
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from natgrad_apps.agents import environment_state
+from natgrad_apps.agents import environment_state, random_state
 from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.callbacks import Progress
+from natgrad_apps.agents.diagnostics import Spectrum
 from natgrad_apps.agents.environments import find_normalization
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.runner import checkpoints
+from natgrad_apps.runner import checkpoints, plain_data
 from natgrad_apps.runner.checkpoints import Checkpoint, CheckpointStore
 
-AGENT, NORMALIZATION, RUN, CONFIG = "agent.zip", "vecnormalize.pkl", "run.pkl", "config.yaml"
+AGENT, NORMALIZATION, RUN, CONFIG = "agent.zip", "vecnormalize.pkl", "run.zip", "config.yaml"
+
+COUNTERS = (
+    "num_timesteps",
+    "_n_updates",
+    "_episode_num",
+    "_current_progress_remaining",
+    "_total_timesteps",
+    "_num_timesteps_at_start",
+    "_last_obs",
+    "_last_original_obs",
+    "_last_episode_starts",
+    "_value_variance",
+    "_updates_at_start",
+    "measure_next_update",
+)
+"""Attributes of an agent, beside its networks and optimizer, that training goes on from."""
 
 
 def pack(agent: ACKTR, venv: VecEnv, progress: Progress, config_yaml: str) -> dict[str, bytes]:
-    """The files of a checkpoint.
+    """The files of a checkpoint: SB3's own two for use elsewhere, and what a run needs to go on.
 
     Args:
         agent: Between two updates.
@@ -36,58 +56,89 @@ def pack(agent: ACKTR, venv: VecEnv, progress: Progress, config_yaml: str) -> di
     buffer = io.BytesIO()
     agent.save(buffer)
     logger = agent.logger
+    statistics = find_normalization(venv)
     run = {
         "progress": dataclasses.asdict(progress),
+        "agent": {name: getattr(agent, name) for name in COUNTERS},
+        "episodes": (agent.ep_info_buffer, agent.ep_success_buffer),
+        "spectrum": dataclasses.asdict(agent.spectrum),
+        "generators": random_state.capture(agent.device),
+        "normalization": None if statistics is None else _statistics(statistics),
         "environments": environment_state.capture(venv),
         # Numbers that the logger has been told and not yet written.
         "pending": (dict(logger.name_to_value), dict(logger.name_to_count), dict(logger.name_to_excluded)),
         "python_random": random.getstate(),
     }
-    files = {AGENT: buffer.getvalue(), RUN: pickle.dumps(run), CONFIG: config_yaml.encode()}
-    statistics = find_normalization(venv)
+    files = {AGENT: buffer.getvalue(), RUN: plain_data.dump(run), CONFIG: config_yaml.encode()}
     if statistics is not None:
-        # The format of VecNormalize.save, so that VecNormalize.load reads it.
+        # The format of VecNormalize.save, so that VecNormalize.load reads it; never read here.
         files[NORMALIZATION] = pickle.dumps(statistics)
     return files
 
 
-def unpack_agent(files: Mapping[str, bytes], venv: VecEnv | None, device: str) -> ACKTR:
-    """The agent of a checkpoint; the global generators of torch and numpy are set to their states at that time.
+def restore_agent(files: Mapping[str, bytes], agent: ACKTR) -> None:
+    """Bring a new agent, and the global generators of torch and numpy, to the state of a checkpoint.
+
+    Only tensors and plain data are read: nothing in the files is executed.
 
     Args:
         files: Of the checkpoint.
-        venv: The environment to go on in; None for prediction only.
-        device: Where the networks shall live.
+        agent: Built with the checkpoint's configuration.
 
     Raises:
-        ConfigError: The checkpoint holds no agent, or one for another environment.
+        ConfigError: The checkpoint holds no agent, or another one.
     """
-    if AGENT not in files:
-        raise ConfigError(f"the checkpoint has no {AGENT}")
+    if AGENT not in files or RUN not in files:
+        raise ConfigError(f"the checkpoint has no {AGENT if AGENT not in files else RUN}")
+    run = plain_data.load(files[RUN], RUN)
     try:
-        return ACKTR.load(io.BytesIO(files[AGENT]), env=venv, device=device, force_reset=False)
-    except ValueError as error:
-        raise ConfigError(f"the agent of the checkpoint does not fit: {error}") from error
+        _, parameters, _ = load_from_zip_file(io.BytesIO(files[AGENT]), load_data=False, device=agent.device)
+        agent.set_parameters(parameters, exact_match=True, device=agent.device)
+    except (ValueError, RuntimeError, KeyError, UnpicklingError) as error:
+        raise ConfigError(f"the agent of the checkpoint does not fit its configuration: {error}") from error
+    for name in COUNTERS:
+        setattr(agent, name, run["agent"][name])
+    agent.ep_info_buffer, agent.ep_success_buffer = run["episodes"]
+    agent.spectrum = Spectrum(**run["spectrum"])
+    random_state.restore(run["generators"], agent.device)
 
 
-def unpack_normalization(files: Mapping[str, bytes]) -> VecNormalize | None:
-    """The normalization of a checkpoint, without an environment; None if the run had none."""
-    data = files.get(NORMALIZATION)
-    if data is None:
-        return None
-    statistics = pickle.loads(data)
-    assert isinstance(statistics, VecNormalize)
-    return statistics
+def normalization(files: Mapping[str, bytes]) -> dict[str, Any] | None:
+    """Running statistics of a checkpoint's VecNormalize, for `take_statistics`; None if the run had none."""
+    found: dict[str, Any] | None = plain_data.load(files[RUN], RUN)["normalization"] if RUN in files else None
+    return found
 
 
-def take_statistics(venv: VecEnv, saved: VecNormalize | None) -> None:
-    """Give the statistics of a saved normalization to that of an environment."""
+def _statistics(normalize: VecNormalize) -> dict[str, Any]:
+    def moments(rms: Any) -> Any:
+        if isinstance(rms, dict):
+            return {"parts": {key: moments(value) for key, value in rms.items()}}
+        return {"mean": np.asarray(rms.mean), "var": np.asarray(rms.var), "count": float(rms.count)}
+
+    return {
+        "returns": moments(normalize.ret_rms),
+        "observations": moments(normalize.obs_rms) if normalize.norm_obs else None,
+        "last": normalize.old_obs if normalize.norm_obs else None,
+    }
+
+
+def _set_moments(rms: Any, saved: Mapping[str, Any]) -> None:
+    if "parts" in saved:
+        for key, value in saved["parts"].items():
+            _set_moments(rms[key], value)
+        return
+    rms.mean, rms.var, rms.count = saved["mean"], saved["var"], saved["count"]
+
+
+def take_statistics(venv: VecEnv, saved: Mapping[str, Any] | None) -> None:
+    """Give saved running statistics to the normalization of an environment, if it has one."""
     own = find_normalization(venv)
-    if own is not None and saved is not None:
-        own.ret_rms = saved.ret_rms
-        if own.norm_obs:
-            own.obs_rms = saved.obs_rms
-            own.old_obs = saved.old_obs
+    if own is None or saved is None:
+        return
+    _set_moments(own.ret_rms, saved["returns"])
+    if own.norm_obs and saved["observations"] is not None:
+        _set_moments(own.obs_rms, saved["observations"])
+        own.old_obs = saved["last"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +159,7 @@ class RunState:
         """
         if RUN not in files:
             raise ConfigError(f"the checkpoint has no {RUN}, so the run cannot go on from it")
-        data = pickle.loads(files[RUN])
+        data = plain_data.load(files[RUN], RUN)
         return cls(Progress(**data["progress"]), data["environments"], data["pending"], data["python_random"])
 
     def restore(self, venv: VecEnv, logger: Logger) -> bool:

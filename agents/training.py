@@ -82,8 +82,9 @@ def resume(path: Path) -> None:
             )
         state = snapshot.RunState.unpack(saved.files)
         venv = open_environment(config, stack)
-        snapshot.take_statistics(venv, snapshot.unpack_normalization(saved.files))
-        agent = snapshot.unpack_agent(saved.files, venv, resolve_device(config))
+        snapshot.take_statistics(venv, snapshot.normalization(saved.files))
+        agent = build_agent(config, venv)
+        snapshot.restore_agent(saved.files, agent)
         if state.environments is None:
             # Without the states of the environments new episodes begin; other seeds keep them from repeating the first ones.
             venv.seed(config.seed + SESSION_SEED * state.progress.sessions)
@@ -265,10 +266,12 @@ class _Session:
         if saved.step == self.agent.num_timesteps:
             return saved.step, last
         config = self.config
-        agent = snapshot.unpack_agent(saved.files, None, str(self.agent.device))
         count = min(config.evaluation.n_envs, config.evaluation.final_episodes)
-        venv = make_evaluation(config.environment, count, config.seed + FINAL_SEED, snapshot.unpack_normalization(saved.files))
+        venv = make_evaluation(config.environment, count, config.seed + FINAL_SEED, None)
         stack.callback(close, venv)
+        snapshot.take_statistics(venv, snapshot.normalization(saved.files))
+        agent = build_agent(config, venv)
+        snapshot.restore_agent(saved.files, agent)
         return saved.step, self._final_evaluation(agent, venv, flag, view)
 
     def _interrupt(self, flag: InterruptFlag) -> NoReturn:

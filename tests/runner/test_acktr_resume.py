@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
 from natgrad_apps.agents import callbacks, environment_state, evaluation, snapshot, training
@@ -50,7 +52,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     saved = checkpoints.load(CheckpointStore(folder / "checkpoint").find())
-    state: dict[str, torch.Tensor] = snapshot.unpack_agent(saved.files, None, "cpu").policy.state_dict()
+    _, parameters, _ = load_from_zip_file(io.BytesIO(saved.files[snapshot.AGENT]), load_data=False, device="cpu")
+    state: dict[str, torch.Tensor] = parameters["policy"]
     return state
 
 
@@ -177,11 +180,11 @@ def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(
     SignalAfter(13, signal.SIGINT).install(monkeypatch)
     assert main(["train", "--config", str(small_config), "--out", str(out)]) == 130
     newest = CheckpointStore(out / "checkpoint").find()
-    (newest / "run.pkl").write_bytes(b"")
+    (newest / "run.zip").write_bytes(b"")
     capsys.readouterr()
     assert main(["train", "--resume", str(out)]) == 2
     error = capsys.readouterr().err
-    assert f"the checkpoint {newest} is damaged: run.pkl" in error
+    assert f"the checkpoint {newest} is damaged: run.zip" in error
     for path in newest.iterdir():  # as the message says
         path.unlink()
     newest.rmdir()
