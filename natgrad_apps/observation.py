@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natgrad_apps.blocks import Blocks
+from natgrad_apps.curvature.base import Curvature
 from natgrad_apps.errors import CaptureError
 from natgrad_apps.likelihoods import Likelihood
 from natgrad_apps.statistics.capture import Call, Capture, StatisticsSettings, backward, layer_statistics
@@ -20,16 +21,15 @@ from natgrad_apps.statistics.moments import ParameterStatistics
 
 @dataclass(frozen=True)
 class Moments:
-    """Moments of the terms observed since the last step, with their number."""
+    """Moments of the terms observed since the last step, with their number (the sum of their weights)."""
 
     values: dict[str, Tensor]
-    terms: int
+    terms: float | Tensor
 
-    def combined(self, other: Moments) -> Moments:
+    def combined(self, other: Moments, curvature: Curvature) -> Moments:
         """Mean over the terms of both."""
         total = self.terms + other.terms
-        mine, theirs = self.terms / total, other.terms / total
-        return Moments({name: value * mine + other.values[name] * theirs for name, value in self.values.items()}, total)
+        return Moments(curvature.combine(self.values, other.values, self.terms / total), total)
 
 
 class Observer:
@@ -89,7 +89,7 @@ class Observer:
                 raise CaptureError(
                     "this forward pass was observed already; heads that share a forward pass belong into one Joint(policy, value)"
                 )
-            moments = self._measure_layers(likelihood.num_terms, calls, gradients[: len(calls)], columns)
+            moments = self._measure_layers(likelihood, calls, gradients[: len(calls)], columns)
             bare_gradients = {block.spec.name: own for block, own in zip(bare, gradients[first_bare:], strict=True)}
             for block in self._blocks.bare:
                 value = known.get(id(block.parameters[0]))
@@ -97,8 +97,8 @@ class Observer:
                     value = torch.ones_like(block.parameters[0])  # forward_only: the identity stands for the unknown gradients
                 own = [] if value is not None else bare_gradients[block.spec.name]
                 if value is not None or own:
-                    statistics = ParameterStatistics(block.spec, own, likelihood.num_terms, value)
-                    moments[block.spec.name] = Moments(block.curvature.measure(block.state, statistics), likelihood.num_terms)
+                    statistics = ParameterStatistics(block.spec, own, likelihood.total_weight, value)
+                    moments[block.spec.name] = Moments(block.curvature.measure(block.state, statistics), likelihood.total_weight)
         if not moments:
             raise CaptureError(
                 "the likelihood does not depend on any trainable parameter; build it from the outputs of the captured forward pass"
@@ -108,10 +108,17 @@ class Observer:
         return moments
 
     def _measure_layers(
-        self, terms: int, calls: Sequence[Call], gradients: Sequence[list[Tensor]], columns: Sequence[tuple[Tensor, ...]]
+        self, likelihood: Likelihood, calls: Sequence[Call], gradients: Sequence[list[Tensor]], columns: Sequence[tuple[Tensor, ...]]
     ) -> dict[str, Moments]:
         """Moments of the layers whose calls the likelihood depends on."""
-        settings = StatisticsSettings(terms, self.fisher.sharing == "reduce", self.fisher.subsample, self.batches)
+        settings = StatisticsSettings(
+            terms=likelihood.total_weight,
+            reduce=self.fisher.sharing == "reduce",
+            subsample=self.fisher.subsample,
+            batch=self.batches,
+            weights=likelihood.weights,
+            support=likelihood.support,
+        )
         names = _blocks_by_module(self._blocks)
         used: dict[str, list[tuple[Call, list[Tensor]]]] = {}
         for call, own in zip(calls, gradients, strict=True):
@@ -124,7 +131,7 @@ class Observer:
             block = self._blocks[name]
             assert block.layer is not None
             statistics = layer_statistics(block.layer, [call for call, _ in pairs], [own for _, own in pairs], settings)
-            moments[name] = Moments(block.curvature.measure(block.state, statistics), terms)
+            moments[name] = Moments(block.curvature.measure(block.state, statistics), likelihood.total_weight)
         return moments
 
     def _find_functional_layers(self, likelihood: Likelihood, columns: Sequence[tuple[Tensor, ...]]) -> None:

@@ -115,7 +115,7 @@ class Preconditioner:
             return
         for name, new in self._observer.observe(likelihood, targets).items():
             old = self._pending.get(name)
-            self._pending[name] = new if old is None else old.combined(new)
+            self._pending[name] = new if old is None else old.combined(new, self.blocks[name].curvature)
 
     def update(self, accept: Tensor | None = None) -> Tensor:
         """Fold the observed batch into the running averages and refresh the blocks that are due. Ends the step.

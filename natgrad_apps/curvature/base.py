@@ -44,6 +44,10 @@ class Curvature(ABC):
     def measure(self, state: State, statistics: Statistics) -> dict[str, Tensor]:
         """Moments of one batch, by name. They are means over terms, so batches combine as weighted means."""
 
+    def combine(self, first: dict[str, Tensor], second: dict[str, Tensor], share: float | Tensor) -> dict[str, Tensor]:
+        """Moments of two batches as one, `share` being the first one's part of the terms. Override for moments that are no means."""
+        return {name: value * share + second[name] * (1 - share) for name, value in first.items()}
+
     def finite(self, moments: dict[str, Tensor]) -> Tensor:
         """Whether the moments are finite, as a 0-d tensor. Override where a part of them bounds the rest."""
         return torch.stack([m.sum() for m in moments.values()]).sum().isfinite()

@@ -8,8 +8,9 @@ adapter's business: it is appended downstream.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -34,6 +35,18 @@ class Geometry:
         return (self.groups,) if self.groups else ()
 
 
+@dataclass(frozen=True)
+class Arguments:
+    """What a module was called with."""
+
+    positional: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def get(self, position: int, name: str) -> Any:
+        """One argument, None if it was not given."""
+        return self.positional[position] if position < len(self.positional) else self.named.get(name)
+
+
 class LayerInputs(ABC):
     """The inputs of one call of one layer, kept in whatever form makes their moments cheapest.
 
@@ -49,6 +62,10 @@ class LayerInputs(ABC):
     def rows(self) -> Tensor:
         """All inputs, materialised: ``[*K, N, S, d_in]``."""
 
+    def unit_rows(self, units: Tensor) -> Tensor:
+        """`rows` of the units with these indices; override where they can be had without the others."""
+        return self.rows()[..., units, :, :]
+
     @abstractmethod
     def second_moment(self) -> tuple[Tensor, Tensor]:
         """Sums over units and positions: ``sum a a^T: [*K, d_in, d_in]`` and ``sum a: [*K, d_in]``."""
@@ -63,9 +80,35 @@ class LayerInputs(ABC):
 
 
 class LayerAdapter(ABC):
-    """Turns one family of modules into canonical form. Stateless; one instance serves every module of its types."""
+    """Turns one family of modules into canonical form. Stateless; one instance serves every module of its types.
+
+    The adapters of this folder are found by scanning it; an application registers its own with `natgrad_apps.layers.discover.register`.
+
+    Attributes:
+        module_types: The modules it is for.
+        input_name: Name of the first argument of their ``forward``, the input.
+    """
 
     module_types: ClassVar[tuple[type[nn.Module], ...]]
+    input_name: ClassVar[str] = "input"
+
+    def covers(self, module: nn.Module) -> bool:
+        """Whether it can serve this module, which is of one of its types."""
+        del module
+        return True
+
+    def weight(self, module: nn.Module) -> object:
+        """The module's weight, which may lie in a child; anything but a parameter counts as none."""
+        return module._parameters.get("weight")
+
+    def bias(self, module: nn.Module) -> object:
+        """The module's bias; anything but a parameter counts as none."""
+        return module._parameters.get("bias")
+
+    def children(self, module: nn.Module) -> Sequence[nn.Module]:
+        """Children whose parameters the adapter takes over; they become no layers of their own."""
+        del module
+        return ()
 
     @abstractmethod
     def geometry(self, module: nn.Module) -> Geometry:
@@ -74,6 +117,11 @@ class LayerAdapter(ABC):
     @abstractmethod
     def inputs(self, module: nn.Module, x: Tensor) -> LayerInputs:
         """The inputs of one call, from the tensor that the module received (detached)."""
+
+    def call_inputs(self, module: nn.Module, x: Tensor, arguments: Arguments) -> LayerInputs:
+        """`inputs`, for adapters that need further arguments of the call."""
+        del arguments
+        return self.inputs(module, x)
 
     @abstractmethod
     def output_gradients(self, module: nn.Module, g: Tensor) -> Tensor:

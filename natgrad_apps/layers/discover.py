@@ -73,16 +73,27 @@ class Discovery:
     uncovered: tuple[tuple[str, nn.Parameter], ...]
 
 
+_registered: dict[type[LayerAdapter], LayerAdapter] = {}
+
+
+def register(adapter: type[LayerAdapter]) -> type[LayerAdapter]:
+    """Add an adapter of an application, which goes before those of this folder; a decorator. Doing it twice changes nothing."""
+    _registered.setdefault(adapter, adapter())
+    return adapter
+
+
 @cache
-def _adapters() -> dict[type[nn.Module], LayerAdapter]:
-    return {t: adapter for cls in available(package, LayerAdapter).values() for adapter in [cls()] for t in adapter.module_types}  # type: ignore[type-abstract]
+def _adapters() -> tuple[LayerAdapter, ...]:
+    return tuple(cls() for cls in available(package, LayerAdapter).values())  # type: ignore[type-abstract]
 
 
 def adapter_for(module: nn.Module) -> LayerAdapter | None:
     """The adapter of a module, or None. A subclass counts only if it keeps the forward method of the class that the adapter knows."""
-    for known, adapter in _adapters().items():
-        if type(module) is known or (isinstance(module, known) and type(module).forward is known.forward):
-            return adapter
+    for adapter in (*_registered.values(), *_adapters()):
+        for known in adapter.module_types:
+            same = type(module) is known or (isinstance(module, known) and type(module).forward is known.forward)
+            if same and adapter.covers(module):
+                return adapter
     return None
 
 
@@ -92,18 +103,20 @@ def clean_name(name: str) -> str:
 
 
 def _visible_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules with their paths, without the children of opaque modules."""
+    """Modules with their paths, without the children of opaque modules and those that an adapter takes over."""
     hidden: set[int] = set()
     for name, module in model.named_modules():
         if id(module) in hidden:
             continue
+        adapter = adapter_for(module)
         if isinstance(module, OPAQUE):
             hidden.update(id(child) for child in module.modules())
+        elif adapter is not None:
+            hidden.update(id(child) for child in adapter.children(module))
         yield name, module
 
 
-def _trainable(module: nn.Module, name: str) -> nn.Parameter | None:
-    parameter = module._parameters.get(name)
+def _trainable(parameter: object) -> nn.Parameter | None:
     return parameter if isinstance(parameter, nn.Parameter) and parameter.requires_grad else None
 
 
@@ -134,7 +147,9 @@ def discover(model: nn.Module) -> Discovery:
             own = module.parameters() if isinstance(module, OPAQUE) else module.parameters(recurse=False)
             foreign.update(own)
             continue
-        weight, bias = _trainable(module, "weight"), _trainable(module, "bias")
+        weight, bias = _trainable(adapter.weight(module)), _trainable(adapter.bias(module))
+        taken = {p for child in (module, *adapter.children(module)) for p in child.parameters(recurse=False)}
+        foreign.update(taken - {weight, bias})
         for table, parameter, partner in ((weights, weight, bias), (biases, bias, weight)):
             if parameter is not None:
                 uses = table.setdefault(parameter, _Uses([], []))
@@ -177,7 +192,7 @@ def _layer(uses: _Uses, weight: nn.Parameter | None, bias: nn.Parameter | None) 
         raise ConfigError(f"layer {name!r} is lazy and has no shape yet; run one forward pass before building the optimizer")
     reference = weight if weight is not None else bias
     assert reference is not None
-    split = getattr(module, "bias", None) is not None and (weight is None or bias is None)
+    split = adapter.bias(module) is not None and (weight is None or bias is None)
     suffix = (".weight" if weight is not None else ".bias") if split else ""
     spec = BlockSpec(
         name=(name or type(module).__name__) + suffix,

@@ -6,6 +6,7 @@ of one term with respect to the outputs is small and known in closed form; the r
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from natgrad_apps.errors import CaptureError, ConfigError, ShapeError
 
@@ -27,15 +29,53 @@ class Likelihood(ABC):
         outputs: The graph tensors that gradients flow into; each ``[*terms]`` or ``[*terms, event]``. A tensor of lower shape (such as one
             scale for all terms) is here in its expanded form, so that every output has the term dimensions.
         term_shape: The shape ``[*terms]``.
+        weights: Weight of each term in the Fisher, ``[*terms]``, or None if all count alike; see `weighted`.
+        support: Flat indices of the terms with a weight, where they are known without asking the device.
     """
 
     outputs: tuple[Tensor, ...]
     term_shape: torch.Size
+    weights: Tensor | None = None
+    support: Tensor | None = None
 
     @property
     def num_terms(self) -> int:
         """Number ``M`` of log-likelihood terms."""
         return math.prod(self.term_shape)
+
+    @property
+    def total_weight(self) -> float | Tensor:
+        """What the Fisher is divided by: the sum of the weights (a 0-d tensor), or `num_terms`."""
+        return self.num_terms if self.weights is None else self.weights.sum()
+
+    def weighted(self, weights: Tensor, support: Tensor | None = None) -> Self:
+        """The same likelihood whose Fisher is that of a weighted mean, ``sum_t w_t F_t / sum_t w_t``.
+
+        It belongs to the loss ``-sum_t w_t log p_t / sum_t w_t``; terms of weight zero carry no loss. Log-probabilities, divergences and
+        scores of single terms stay as they are. Layers with as many units as there are terms average their inputs with these weights too.
+
+        Args:
+            weights: Not negative, at least one positive; of the shape ``[*terms]``.
+            support: Flat indices of the terms whose weight may differ from zero. They spare work; on the CPU they are found if not given.
+
+        Raises:
+            TypeError: The weights are no floating tensor.
+            ShapeError: The weights do not have the shape of the terms.
+            ConfigError: A weight on the CPU is negative or not finite, or all are zero.
+        """
+        owner = type(self).__name__
+        if not isinstance(weights, Tensor) or not weights.is_floating_point():
+            raise TypeError(f"{owner}: weights must be a floating tensor, got {getattr(weights, 'dtype', type(weights).__name__)}")
+        if weights.shape != self.term_shape:
+            raise ShapeError(f"{owner}: weights must have the shape of the terms, {tuple(self.term_shape)}, got {tuple(weights.shape)}")
+        weights = weights.detach()
+        check_on_cpu(~(weights >= 0) | weights.isinf(), f"{owner}: weights must be finite and >= 0")
+        check_on_cpu((weights == 0).all(), f"{owner}: every weight is zero, so no term is left; give one of them a positive weight")
+        if support is None and weights.device.type == "cpu":
+            support = weights.flatten().nonzero().squeeze(1)
+        result = copy.copy(self)
+        result.weights, result.support = weights, support
+        return result
 
     @property
     @abstractmethod

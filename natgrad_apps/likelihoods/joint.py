@@ -20,7 +20,7 @@ class Joint(Likelihood):
         *likelihoods: The heads.
 
     Raises:
-        ConfigError: No head.
+        ConfigError: No head, or a head with weights.
         TypeError: A head that is no likelihood.
         ShapeError: Heads with different terms.
     """
@@ -37,6 +37,8 @@ class Joint(Likelihood):
             heads.extend(head.heads if isinstance(head, Joint) else (head,))
         if not heads:
             raise ConfigError("Joint needs at least one likelihood, got none")
+        if any(head.weights is not None for head in heads):
+            raise ConfigError("Joint: a head has weights of its own, but terms are weighted together; use Joint(...).weighted(weights)")
         if len({head.term_shape for head in heads}) > 1:
             given = ", ".join(f"{type(head).__name__} {tuple(head.term_shape)}" for head in heads)
             raise ShapeError(f"Joint needs heads over the same terms, got {given}; reshape the outputs so that the term dimensions agree")

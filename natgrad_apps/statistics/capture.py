@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from natgrad_apps.errors import CaptureError
+from natgrad_apps.layers.base import Arguments
 from natgrad_apps.layers.discover import Layer
 from natgrad_apps.statistics.fisher import Subsample
 from natgrad_apps.statistics.moments import LayerStatistics, Use
@@ -26,12 +27,16 @@ from natgrad_apps.statistics.moments import LayerStatistics, Use
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: the input it received (detached, not copied) with its version, and the gradient edge of its output."""
+    """One call of a module: the input it received (detached, not copied) with its version, and the gradient edge of its output.
+
+    ``arguments`` is everything that it received, for adapters that need more than one tensor (the edges of a graph).
+    """
 
     module: nn.Module
     x: Tensor
     version: int
     edge: GradientEdge
+    arguments: Arguments
 
 
 class Capture:
@@ -42,7 +47,7 @@ class Capture:
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
-        self._modules = list(dict.fromkeys(module for layer in layers for module in layer.modules))
+        self._adapters = {module: layer.adapter for layer in layers for module in layer.modules}
         self._calls: list[Call] = []
         self._open = False
 
@@ -64,7 +69,7 @@ class Capture:
         self._open = True
         try:
             with _eager():
-                handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in self._modules]
+                handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in self._adapters]
                 yield
         finally:
             for handle in handles:
@@ -73,13 +78,14 @@ class Capture:
             self._open = False
 
     def _record(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        x = args[0] if args else kwargs.get("input")
+        arguments = Arguments(args, kwargs)
+        x = arguments.get(0, self._adapters[module].input_name)
         # Activation checkpointing runs the forward pass again inside a backward pass.
         if torch._C._current_graph_task_id() != -1 or not torch.is_grad_enabled():
             return
         if not isinstance(output, Tensor) or not isinstance(x, Tensor) or not output.requires_grad:
             return
-        self._calls.append(Call(module, x.detach(), x._version, get_gradient_edge(output)))
+        self._calls.append(Call(module, x.detach(), x._version, get_gradient_edge(output), arguments))
 
     @property
     def calls(self) -> Sequence[Call]:
@@ -142,10 +148,12 @@ def layer_statistics(
 class StatisticsSettings:
     """How the calls of this batch become moments: ``M``, the sharing rule, and which part of the batch is used."""
 
-    terms: int
+    terms: float | Tensor
     reduce: bool
     subsample: Subsample
     batch: int
+    weights: Tensor | None = None
+    support: Tensor | None = None
 
     def slices(self) -> tuple[slice, slice]:
         """The units and positions of this batch; the first one moves with the batch index."""
@@ -154,9 +162,10 @@ class StatisticsSettings:
 
 
 def _use(layer: Layer, call: Call, columns: Sequence[Tensor], settings: StatisticsSettings) -> Use:
-    inputs = layer.adapter.inputs(call.module, call.x.to(layer.spec.dtype))
+    inputs = layer.adapter.call_inputs(call.module, call.x.to(layer.spec.dtype), call.arguments)
     gradients = [layer.adapter.output_gradients(call.module, g) for g in columns]
     units, positions = inputs.units, inputs.positions
+    weights, support = _matching_weights(settings, units, positions)
     chosen, chosen_positions = settings.slices()
     kept = len(range(units)[chosen])
     if settings.reduce or not len(range(positions)[chosen_positions]):
@@ -164,6 +173,7 @@ def _use(layer: Layer, call: Call, columns: Sequence[Tensor], settings: Statisti
     if 0 < kept < units:
         inputs = inputs.subsample(chosen, slice(None))
         gradients = [g[..., chosen, :, :] for g in gradients]
+        weights, support = None if weights is None else weights[chosen], None
     else:
         kept = units
     return Use(
@@ -173,4 +183,14 @@ def _use(layer: Layer, call: Call, columns: Sequence[Tensor], settings: Statisti
         positions=positions,
         fraction=kept / units,
         chosen=slice(None) if len(range(positions)[chosen_positions]) == positions else chosen_positions,
+        weights=weights,
+        support=support,
     )
+
+
+def _matching_weights(settings: StatisticsSettings, units: int, positions: int) -> tuple[Tensor | None, Tensor | None]:
+    """Weights of the rows ``[N, S]`` of a call and the units in use: those of the terms, if each unit or each row has a term of its own."""
+    if settings.weights is None or settings.weights.numel() not in {units, units * positions}:
+        return None, None
+    weights = settings.weights.reshape(units, -1).expand(units, positions)
+    return weights, settings.support if settings.weights.numel() == units else None

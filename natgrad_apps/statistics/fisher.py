@@ -98,7 +98,7 @@ class Fisher:
         """Gradients at the likelihood's outputs, one tuple for each Fisher column; their outer products sum to the output Fisher of a term.
 
         Columns of the exact and the empirical Fisher carry a random sign for each term, so that sums over terms have
-        independent, zero-mean summands.
+        independent, zero-mean summands. Columns of a weighted likelihood carry ``sqrt(w_t)``, so that outer products carry ``w_t``.
 
         Raises:
             ConfigError: Targets are missing for ``"empirical"``, or given for another kind.
@@ -106,6 +106,9 @@ class Fisher:
         if (targets is not None) != (self.kind == "empirical"):
             verb = "needs the targets: observe(likelihood, targets)" if targets is None else "takes no targets: observe(likelihood)"
             raise ConfigError(f"fisher={self.kind!r} {verb}")
+        return [_weighted(column, likelihood) for column in self._columns(likelihood, targets, generator)]
+
+    def _columns(self, likelihood: Likelihood, targets: Any, generator: torch.Generator) -> list[tuple[Tensor, ...]]:
         if self.kind == "mc":
             scale = 1.0 / math.sqrt(self.samples)
             drawn = [likelihood.sampled_score(generator) for _ in range(self.samples)]
@@ -122,3 +125,11 @@ def _signed(column: tuple[Tensor, ...], likelihood: Likelihood, generator: torch
     terms = likelihood.num_terms
     signs = torch.randint(0, 2, (terms, 1), generator=generator, device=column[0].device).mul_(2).sub_(1)
     return tuple((v.reshape(terms, -1) * signs.to(v.dtype)).reshape(v.shape) for v in column)
+
+
+def _weighted(column: tuple[Tensor, ...], likelihood: Likelihood) -> tuple[Tensor, ...]:
+    """Multiply each term of the column by the root of its weight."""
+    if likelihood.weights is None:
+        return column
+    root = likelihood.weights.sqrt().reshape(likelihood.num_terms, 1)
+    return tuple((v.reshape(likelihood.num_terms, -1) * root.to(v.dtype)).reshape(v.shape) for v in column)

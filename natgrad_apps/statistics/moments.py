@@ -25,7 +25,8 @@ class Use:
 
     Units are sub-sampled already; ``fraction`` is the part that was kept. ``chosen`` are the positions that second
     moments of rows use; sums over the positions of a unit need all of them, because their cross terms have no unbiased
-    estimate from a part.
+    estimate from a part. ``weights: [N, S]`` are those of the likelihood's terms where each row has its own term, and
+    ``support`` the units that have a weight, if they are known.
     """
 
     inputs: LayerInputs | None
@@ -34,6 +35,8 @@ class Use:
     positions: int
     fraction: float = 1.0
     chosen: slice = field(default_factory=lambda: slice(None))
+    weights: Tensor | None = None
+    support: Tensor | None = None
 
     @property
     def row_inputs(self) -> LayerInputs | None:
@@ -61,7 +64,7 @@ class LayerStatistics(Statistics):
     Attributes:
         spec: The block.
         uses: Calls of the layer that the likelihood depends on; they count as further positions of the same units.
-        terms: ``M``, the number of likelihood terms.
+        terms: ``M``, the number of likelihood terms, or the sum of their weights.
         reduce: Whether positions are reduced (else expanded).
         has_weight: False when the only column is the bias.
         has_bias: Whether a column of ones is appended.
@@ -69,7 +72,7 @@ class LayerStatistics(Statistics):
 
     spec: BlockSpec
     uses: Sequence[Use]
-    terms: int
+    terms: float | Tensor
     reduce: bool
     has_weight: bool
     has_bias: bool
@@ -80,6 +83,9 @@ class LayerStatistics(Statistics):
         Args:
             part: Rows and columns wanted, for factors that are split into diagonal blocks.
         """
+        if any(use.weights is not None for use in self.uses):
+            root = self.input_root()
+            return gram(root if part is None else root[..., part])
         if not self.has_weight or (self.reduce and self.has_weight) or part is not None:
             rows = self._reduced_inputs() if self.reduce else self._input_rows().flatten(-3, -2)
             rows = rows if part is None else rows[..., part]
@@ -106,6 +112,46 @@ class LayerStatistics(Statistics):
         moment[..., d, :d] = mean
         moment[..., d, d] = 1.0
         return moment
+
+    @property
+    def input_count(self) -> int:
+        """Number of rows of `input_root`."""
+        if self.reduce:
+            return len(self._support(self.uses[0]))
+        return sum(len(self._support(use)) * len(range(use.positions)[use.chosen]) for use in self.uses)
+
+    def input_root(self) -> Tensor:
+        """Rows ``R: [*K, rows, d_in]`` with ``A = R^T R``: the inputs times the root of their share, without those of weight zero."""
+        if self.reduce:
+            use = self.uses[0]
+            units = self._support(use)
+            rows, weights = self._reduced_inputs(), self._row_weights(use).sum(-1)
+            kept = weights[units]
+            return rows[..., units, :] * (kept / weights.sum()).sqrt().unsqueeze(-1)
+        parts, shares = [], []
+        total: float | Tensor = 0.0
+        for use in self.uses:
+            units = self._support(use)
+            weights = self._row_weights(use)[:, use.chosen]
+            total = total + weights.sum()
+            parts.append(self._unit_inputs(use, units)[..., use.chosen, :].flatten(-3, -2))
+            shares.append(weights[units].flatten())
+        return torch.cat(parts, dim=-2) * (torch.cat(shares) / total).sqrt().unsqueeze(-1)
+
+    def _support(self, use: Use) -> Tensor:
+        return use.support if use.support is not None else torch.arange(use.units, device=self.spec.device)
+
+    def _row_weights(self, use: Use) -> Tensor:
+        """``[N, S]``."""
+        if use.weights is not None:
+            return use.weights.to(self.spec.dtype)
+        return torch.ones((use.units, use.positions), dtype=self.spec.dtype, device=self.spec.device)
+
+    def _unit_inputs(self, use: Use, units: Tensor) -> Tensor:
+        """``[*K, units, S, d_in]`` of one call."""
+        if use.inputs is None:
+            return self._inputs_of(use)[..., units, :, :]
+        return self._augment(use.inputs.rows() if use.support is None else use.inputs.unit_rows(units))
 
     def gradient_moment(self, part: slice | None = None) -> Tensor:
         """``G: [*K, d_out, d_out]``: second moment of the output gradients, ``1/M`` of a sum; the identity with ``forward_only``."""
@@ -236,7 +282,7 @@ class ParameterStatistics(Statistics):
 
     spec: BlockSpec
     gradients: Sequence[Tensor]
-    terms: int
+    terms: float | Tensor
     known: Tensor | None = None
 
     def squared_gradient(self, left: BlockDiagonal | None = None, right: BlockDiagonal | None = None) -> Tensor:
