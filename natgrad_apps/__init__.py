@@ -6,6 +6,7 @@ from natgrad_apps._version import __version__
 from natgrad_apps.curvature.diagonal import Diagonal
 from natgrad_apps.curvature.ekfac import EKFAC
 from natgrad_apps.curvature.exact import Exact
+from natgrad_apps.curvature.gram_kfac import GramKFAC
 from natgrad_apps.curvature.kfac import KFAC
 from natgrad_apps.damping.levenberg_marquardt import LevenbergMarquardt
 from natgrad_apps.damping.tikhonov import FactoredTikhonov, Tikhonov
@@ -25,6 +26,7 @@ __all__ = [
     "Exact",
     "FactoredTikhonov",
     "Fisher",
+    "GramKFAC",
     "Info",
     "KLClip",
     "KLTrustRegion",

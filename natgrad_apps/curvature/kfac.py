@@ -146,6 +146,11 @@ def damped_factor(state: State, letter: str) -> BlockDiagonal:
 def factored_shifts(state: State, damping: Tensor) -> tuple[Tensor, Tensor]:
     """``pi gamma`` and ``gamma / pi``, each ``[*K]``; ``pi = 1`` where a trace is zero."""
     mean_a, mean_g = (factor(state, letter).diagonal().mean(-1) for letter in "AG")
+    return split_damping(mean_a, mean_g, damping)
+
+
+def split_damping(mean_a: Tensor, mean_g: Tensor, damping: Tensor) -> tuple[Tensor, Tensor]:
+    """`factored_shifts` from the mean eigenvalues of the factors."""
     gamma = damping.to(mean_a.dtype).sqrt()
     ratio = torch.where((mean_a > 0) & (mean_g > 0), mean_a / mean_g, torch.ones_like(mean_a))
     pi = ratio.sqrt()

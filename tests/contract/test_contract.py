@@ -39,6 +39,11 @@ def linear_on_sequences() -> tuple[nn.Module, Tensor]:
     return nn.Linear(4, 3), torch.randn(5, 2, 4)
 
 
+def wide_linear() -> tuple[nn.Module, Tensor]:
+    """One row fewer than columns in each batch, which makes the average of the two batches regular."""
+    return nn.Linear(5, 3), torch.randn(5, 5)
+
+
 def conv2d() -> tuple[nn.Module, Tensor]:
     return nn.Conv2d(2, 3, 2, stride=2), torch.randn(5, 2, 4, 4)
 
@@ -51,7 +56,7 @@ def grouped_conv2d() -> tuple[nn.Module, Tensor]:
     return nn.Conv2d(4, 4, 2, groups=2), torch.randn(5, 4, 3, 3)
 
 
-LAYERS: list[LayerCase] = [linear, linear_without_bias, linear_on_sequences, conv2d, conv2d_without_bias, grouped_conv2d]
+LAYERS: list[LayerCase] = [linear, linear_without_bias, linear_on_sequences, wide_linear, conv2d, conv2d_without_bias, grouped_conv2d]
 
 contract = pytest.mark.parametrize("name", sorted(available()))
 damped = pytest.mark.parametrize("damping", DAMPINGS, ids=lambda d: type(d).__name__)
