@@ -1,1 +1,22 @@
 """Bayesian neural networks by natural-gradient variational inference."""
+
+from __future__ import annotations
+
+from natgrad_apps.bayes.methods.noisy import NoisyAdam, NoisyEKFAC, NoisyKFAC
+from natgrad_apps.bayes.posterior import Posterior
+from natgrad_apps.bayes.prior import Prior
+from natgrad_apps.bayes.tasks import Classification, Regression
+from natgrad_apps.bayes.variational import DataSize, StepInfo, Variational
+
+__all__ = [
+    "Classification",
+    "DataSize",
+    "NoisyAdam",
+    "NoisyEKFAC",
+    "NoisyKFAC",
+    "Posterior",
+    "Prior",
+    "Regression",
+    "StepInfo",
+    "Variational",
+]

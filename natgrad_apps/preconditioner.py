@@ -38,6 +38,11 @@ class Preconditioner:
         fisher: The Fisher estimate.
         strict: Whether parameters without a layer adapter are an error.
 
+    Attributes:
+        block_damping: Damping of single blocks, 0-d tensors, in place of the common value from their next refresh on. Blocks that share one
+            tensor are factorized in one batch. Not part of `state_dict`: who sets it sets it before every `update`.
+        refreshed: Names of the blocks that the last `update` refactorized.
+
     Raises:
         ConfigError: An argument is not legal.
     """
@@ -65,6 +70,8 @@ class Preconditioner:
         self.skipped_steps = torch.zeros((), dtype=torch.int64, device=device)
         # On the CPU a decision costs nothing; elsewhere it would wait for the device, so decisions become arithmetic there.
         self.branch_on_host = device.type == "cpu"
+        self.block_damping: dict[str, Tensor] = {}
+        self.refreshed: tuple[str, ...] = ()
         self._observer = Observer(self.blocks, Fisher.of(fisher))
         self._pending: dict[str, Moments] = {}
         self._ready: set[str] = set()
@@ -140,6 +147,7 @@ class Preconditioner:
         accept = torch.stack([accept, *checks]).all()
         due = seen & {*self.refresh.blocks_due(self.step_count, list(self.blocks)), *self._overdue} | (seen - self._ready)
         self.step_count += 1
+        self.refreshed = ()
         pending, self._pending = self._pending, {}
         self.reject(~accept)
         known = bool(accept) if self.branch_on_host or due - self._ready else None
@@ -164,13 +172,25 @@ class Preconditioner:
 
     @torch.no_grad()
     def _refresh(self, names: Sequence[str]) -> None:
-        damping = DampingValue(self.damping_value, self.damping.factored)
-        groups: dict[Curvature, list[str]] = {}
+        groups: dict[tuple[Curvature, int], list[str]] = {}
         for name in names:
-            groups.setdefault(self.blocks[name].curvature, []).append(name)
-        for curvature, members in groups.items():
+            groups.setdefault((self.blocks[name].curvature, id(self._damping_of(name))), []).append(name)
+        for (curvature, _), members in groups.items():
+            damping = DampingValue(self._damping_of(members[0]), self.damping.factored)
             curvature.refresh([self.blocks[name].state for name in members], damping)
         self._ready.update(names)
+        self.refreshed = tuple(names)
+
+    def _damping_of(self, name: str) -> Tensor:
+        return self.block_damping.get(name, self.damping_value)
+
+    def known(self, name: str) -> bool:
+        """Whether a block was observed and factorized."""
+        return name in self._ready
+
+    def discard(self) -> None:
+        """Forget what was observed since the last `update`."""
+        self._pending = {}
 
     def to_blocks(self, values: Mapping[nn.Parameter, Tensor]) -> dict[str, Tensor]:
         """Tensors shaped like parameters as block matrices. Blocks without any value are absent; a missing part of a block is zero."""

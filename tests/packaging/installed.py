@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the build reads.
-COPIED = ("natgrad_apps", "agents", "configs", "tests", "docs", "benchmarks", "tools")
+COPIED = ("natgrad_apps", "agents", "bayes", "configs", "tests", "docs", "benchmarks", "tools")
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ pytestmark = pytest.mark.xdist_group("packaging")
 def expected_names(tree: Path) -> set[str]:
     """Modules and presets of a checkout, under the names that they must have in an archive."""
     core = {path.relative_to(tree).as_posix() for path in (tree / "natgrad_apps").rglob("*.py")}
-    agents = {"natgrad_apps/" + path.relative_to(tree).as_posix() for path in (tree / "agents").rglob("*.py")}
+    folders = [path for name in ("agents", "bayes") for path in (tree / name).rglob("*.py")]
+    applications = {"natgrad_apps/" + path.relative_to(tree).as_posix() for path in folders}
     presets = {"natgrad_apps/" + path.relative_to(tree).as_posix() for path in (tree / "configs").rglob("*.yaml")}
-    return core | agents | presets | {"natgrad_apps/py.typed"}
+    return core | applications | presets | {"natgrad_apps/py.typed"}
 
 
 def metadata(wheel: Path) -> Message:

@@ -1,0 +1,10 @@
+"""Zero-mean normal distributions over tensors, by the structure of their precision."""
+
+from __future__ import annotations
+
+from natgrad_apps.bayes.distributions.base import Normal, normal_from_state, normal_to_state
+from natgrad_apps.bayes.distributions.diagonal import DiagonalNormal
+from natgrad_apps.bayes.distributions.eigen import EigenNormal
+from natgrad_apps.bayes.distributions.kronecker import KroneckerNormal
+
+__all__ = ["DiagonalNormal", "EigenNormal", "KroneckerNormal", "Normal", "normal_from_state", "normal_to_state"]

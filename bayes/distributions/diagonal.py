@@ -1,0 +1,53 @@
+"""Independent elements."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.bayes.distributions.base import Normal
+
+
+@dataclass(frozen=True)
+class DiagonalNormal(Normal):
+    """``P = diag(precision)``.
+
+    Cost: ``n`` for every method.
+
+    Attributes:
+        precision: Positive, in the shape of a draw.
+    """
+
+    precision: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the precision."""
+        return self.precision.shape
+
+    @property
+    def like(self) -> Tensor:
+        """The precision."""
+        return self.precision
+
+    def root(self, z: Tensor) -> Tensor:
+        """``z / sqrt(precision)``."""
+        return z * self.precision.rsqrt()
+
+    def multiply_precision(self, v: Tensor) -> Tensor:
+        """``precision v``."""
+        return v * self.precision
+
+    def multiply_covariance(self, v: Tensor) -> Tensor:
+        """``v / precision``."""
+        return v / self.precision
+
+    def variances(self) -> Tensor:
+        """``1 / precision``."""
+        return self.precision.reciprocal()
+
+    def logdet_precision(self) -> Tensor:
+        """``sum log precision``."""
+        return self.precision.log().sum()

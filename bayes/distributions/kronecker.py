@@ -1,0 +1,116 @@
+"""The matrix-variate normal distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.bayes.distributions.base import Normal
+
+
+@dataclass(frozen=True)
+class KroneckerNormal(Normal):
+    r"""``P = (L L^T) (x) (R R^T) / scale``: the posterior of noisy K-FAC, with ``L L^T = S_in``, ``R R^T = A_in``, ``scale = lambda/N``.
+
+    Draws are ``W = sqrt(scale) L^-T Z R^-1`` for standard normal ``Z``: in row-major order ``vec(W) = sqrt(scale) (L^-T (x) R^-T) vec(Z)``,
+    so ``Cov = scale (L L^T)^-1 (x) (R R^T)^-1``. Marginal variances ``scale diag((L L^T)^-1) diag((R R^T)^-1)^T``.
+
+    Shapes: blocks of ``left`` ``[*K, d, d]`` whose widths add up to ``d_out``, of ``right`` to ``d_in``; ``scale`` 0-d.
+    Cost: ``d_out d_in (d_out + d_in)`` for a draw, twice that for a product; ``(d_out^3 + d_in^3) / 3`` once for the variances.
+    Reference: Gupta & Nagar, Matrix variate distributions, 1999; Zhang, Sun, Duvenaud & Grosse, Noisy natural gradient as variational
+    inference, ICML 2018, arXiv 1712.02390, equation 16.
+
+    Attributes:
+        left: Lower Cholesky factors of the blocks over the rows.
+        right: Lower Cholesky factors of the blocks over the columns.
+        scale: Factor of the covariance.
+    """
+
+    left: tuple[Tensor, ...]
+    right: tuple[Tensor, ...]
+    scale: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """``[*K, d_out, d_in]``."""
+        rows, columns = (sum(b.shape[-1] for b in blocks) for blocks in (self.left, self.right))
+        return torch.Size((*self.left[0].shape[:-2], rows, columns))
+
+    @property
+    def like(self) -> Tensor:
+        """A Cholesky factor."""
+        return self.left[0]
+
+    def root(self, z: Tensor) -> Tensor:
+        """``sqrt(scale) L^-T z R^-1``."""
+        half = _on_columns(self.right, z, lambda r, v: torch.linalg.solve_triangular(r, v, upper=False, left=False))
+        return _on_rows(self.left, half, lambda c, v: torch.linalg.solve_triangular(c.mT, v, upper=True)) * self.scale.sqrt()
+
+    def multiply_precision(self, v: Tensor) -> Tensor:
+        """``L L^T v R R^T / scale``."""
+        half = _on_columns(self.right, v, lambda r, x: x @ r @ r.mT)
+        return _on_rows(self.left, half, lambda c, x: c @ (c.mT @ x)) / self.scale
+
+    def multiply_covariance(self, v: Tensor) -> Tensor:
+        """``scale (L L^T)^-1 v (R R^T)^-1``."""
+        half = _on_columns(self.right, v, lambda r, x: _solve(r, x.mT).mT)
+        return _on_rows(self.left, half, _solve) * self.scale
+
+    @cached_property
+    def _variances(self) -> Tensor:
+        rows, columns = (_inverse_diagonal(blocks) for blocks in (self.left, self.right))
+        return self.scale * rows.unsqueeze(-1) * columns.unsqueeze(-2)
+
+    def variances(self) -> Tensor:
+        """See the class."""
+        return self._variances
+
+    @cached_property
+    def _logdet(self) -> Tensor:
+        columns, rows = self.shape[-1], self.shape[-2]
+        logs = [2 * columns * _log_diagonal(b) for b in self.left] + [2 * rows * _log_diagonal(b) for b in self.right]
+        return torch.stack(logs).sum() - self.size * self.scale.log()
+
+    def logdet_precision(self) -> Tensor:
+        """``d_in log det L L^T + d_out log det R R^T - d_out d_in log scale``, summed over groups."""
+        return self._logdet
+
+
+_Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def _on_rows(blocks: Sequence[Tensor], v: Tensor, apply: _Product) -> Tensor:
+    """A block-diagonal matrix from the left."""
+    if len(blocks) == 1:
+        return apply(blocks[0], v)
+    parts = v.split([b.shape[-1] for b in blocks], dim=-2)
+    return torch.cat([apply(b, part) for b, part in zip(blocks, parts, strict=True)], dim=-2)
+
+
+def _on_columns(blocks: Sequence[Tensor], v: Tensor, apply: _Product) -> Tensor:
+    """A block-diagonal matrix from the right."""
+    if len(blocks) == 1:
+        return apply(blocks[0], v)
+    parts = v.split([b.shape[-1] for b in blocks], dim=-1)
+    return torch.cat([apply(b, part) for b, part in zip(blocks, parts, strict=True)], dim=-1)
+
+
+def _solve(factor: Tensor, v: Tensor) -> Tensor:
+    return torch.cholesky_solve(v, factor.expand(*v.shape[:-2], *factor.shape[-2:]))
+
+
+def _inverse_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Diagonal of ``(L L^T)^-1``: the squared columns of ``L^-1``."""
+    parts = []
+    for factor in blocks:
+        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+        parts.append(torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).square().sum(-2))
+    return torch.cat(parts, dim=-1)
+
+
+def _log_diagonal(factor: Tensor) -> Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum()

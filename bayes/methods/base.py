@@ -1,0 +1,220 @@
+"""The contract of a method of variational inference: a frozen record of its hyperparameters, and what it learns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natgrad_apps.bayes.posterior import Posterior
+from natgrad_apps.bayes.prior import LayerPrior
+from natgrad_apps.bayes.tasks import Task
+from natgrad_apps.bayes.weights import Weights
+from natgrad_apps.errors import check_positive
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a method is to solve.
+
+    Attributes:
+        model: Its trainable parameters are Bayesian.
+        weights: They.
+        task: Distribution of the targets.
+        prior: Distribution of the weights.
+        num_data: ``N``, the number of likelihood terms of the data set, times the augmentation factor.
+        temperature: ``lambda``, the weight of the KL divergence.
+        seed: Of everything that the method draws itself.
+    """
+
+    model: nn.Module
+    weights: Weights
+    task: Task
+    prior: LayerPrior
+    num_data: float
+    temperature: float
+    seed: int
+
+    @property
+    def scale(self) -> float:
+        """``lambda / N``: the covariance is this times the inverse of the damped curvature of the mean loss."""
+        return self.temperature / self.num_data
+
+    def intrinsic(self, precision: Tensor) -> Tensor:
+        """Intrinsic damping ``gamma_in = lambda p / N`` of a prior precision ``p``."""
+        return precision * self.scale
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A minibatch, and the samples of the weights in this step.
+
+    Attributes:
+        inputs: Arguments of the model.
+        y: Targets.
+        samples: Number of weight samples.
+    """
+
+    inputs: tuple[Any, ...]
+    y: Tensor
+    samples: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one weight sample gave; 0-d tensors, detached.
+
+    Attributes:
+        nll: Mean negative log-likelihood of the batch, in nats.
+        squared_error: See `Task.squared_error`.
+        terms: Number of likelihood terms of the batch.
+    """
+
+    nll: Tensor
+    squared_error: Tensor
+    terms: int
+
+
+class Learner(ABC):
+    """What a method knows: running averages, momentum, the posterior.
+
+    Args:
+        problem: What is to be solved.
+        lr: First learning rate.
+
+    Attributes:
+        posterior: The variational distribution; one object for the whole training.
+        lr: Learning rate now.
+        steps: Number of steps taken.
+    """
+
+    posterior: Posterior
+
+    def __init__(self, problem: Problem, lr: float) -> None:
+        self.problem = problem
+        self.lr = lr
+        self.steps = 0
+        self._gradients: dict[str, Tensor] = {}
+
+    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
+        """Forward and backward pass at the weight sample that the model holds.
+
+        Args:
+            batch: The minibatch.
+            noise: Deviation of the sample from the mean, by parameter.
+        """
+        del noise
+        outputs = self.forward(batch)
+        likelihood = self.problem.task.likelihood(outputs)
+        targets = self.problem.task.targets(outputs, batch.y)
+        nll = -likelihood.log_prob(targets).mean()
+        live = self.problem.weights.live
+        found = torch.autograd.grad(nll, list(live.values()), allow_unused=True)
+        self.add({name: g for name, g in zip(live, found, strict=True) if g is not None}, batch)
+        return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets), likelihood.num_terms)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Outputs of the model.
+
+        Raises:
+            TypeError: They are no tensor.
+        """
+        outputs = self.problem.model(*batch.inputs)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(f"the model must return one tensor, got {type(outputs).__name__}")
+        return outputs
+
+    @torch.no_grad()
+    def add(self, gradients: Mapping[str, Tensor], batch: Batch) -> None:
+        """Add the gradient of one weight sample to the mean over the samples."""
+        for name, g in gradients.items():
+            share = g / batch.samples
+            old = self._gradients.get(name)
+            self._gradients[name] = share if old is None else old.add_(share)
+
+    def take(self) -> dict[str, Tensor]:
+        """Mean gradient of the mean loss over the samples, by parameter; zero where the loss does not depend on one."""
+        found, self._gradients = self._gradients, {}
+        return {name: found[name] if name in found else torch.zeros_like(p) for name, p in self.problem.weights.live.items()}
+
+    def discard(self) -> None:
+        """Forget what was gathered for a step that is not taken."""
+        self._gradients = {}
+
+    @abstractmethod
+    def update(self) -> bool:
+        """Take a step with what was gathered; false if it was rejected because something is not finite."""
+
+    def set_lr(self, lr: float) -> None:
+        """Change the learning rate.
+
+        Raises:
+            ConfigError: It is negative or not finite.
+        """
+        check_positive("lr", lr, allow_zero=True)
+        self.lr = float(lr)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, mean and posterior included."""
+        return {"method": type(self).__name__, "lr": self.lr, "steps": self.steps, "posterior": self.posterior.state_dict()}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
+        self.posterior.load_state_dict(saved["posterior"])
+        self.lr, self.steps = float(saved["lr"]), int(saved["steps"])
+        self._gradients = {}
+
+
+class Method(ABC):
+    """Hyperparameters of a method; subclasses are frozen dataclasses."""
+
+    @abstractmethod
+    def start(self, problem: Problem) -> Learner:
+        """Begin with the model's weights as the mean.
+
+        Raises:
+            ConfigError: The method does not fit the model or the prior.
+        """
+
+
+class Momentum:
+    """Exponential running average with bias correction: ``m <- b m + (1-b) g``, ``m / (1 - b^t)``.
+
+    Args:
+        decay: ``b`` in [0, 1).
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.count = 0
+        self.average: dict[str, Tensor] = {}
+
+    def __call__(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Fold in gradients; the corrected average, in new tensors."""
+        self.count += 1
+        correction = 1 - self.decay**self.count
+        result = {}
+        for name, g in gradients.items():
+            old = self.average.get(name)
+            new = g * (1 - self.decay) if old is None else old.mul_(self.decay).add_(g, alpha=1 - self.decay)
+            self.average[name] = new
+            result[name] = new / correction
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Average and count."""
+        return {"count": self.count, "average": {name: value.clone() for name, value in self.average.items()}}
+
+    def load_state_dict(self, saved: Mapping[str, Any], like: Mapping[str, Tensor]) -> None:
+        """Restore `state_dict` in the dtype and on the device of the parameters."""
+        self.count = int(saved["count"])
+        self.average = {name: value.to(like[name], copy=True) for name, value in saved["average"].items()}
+
+
+def all_finite(gradients: Mapping[str, Tensor]) -> Tensor:
+    """Whether all entries are finite, 0-d."""
+    return torch.stack([g.sum() for g in gradients.values()]).isfinite().all()

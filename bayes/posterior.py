@@ -1,0 +1,203 @@
+"""The posterior: one object for every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.bayes.distributions import Normal, normal_from_state, normal_to_state
+from natgrad_apps.errors import ConfigError
+
+Values = Mapping[str, Tensor]
+"""A tensor for each parameter, by name and in its shape."""
+
+
+class PrecisionOf(Protocol):
+    """A prior: isotropic normal distributions with mean zero."""
+
+    def of(self, parameter: str) -> Tensor:
+        """Precision of a parameter."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Parameters that are jointly normal, independent of those of other parts.
+
+    Attributes:
+        parameters: Their names.
+        normal: Distribution of their deviation from the mean.
+        pack: Tensors in the shapes of the parameters as one tensor in the shape of the distribution.
+        unpack: Inverse of `pack`.
+    """
+
+    parameters: tuple[str, ...]
+    normal: Normal
+    pack: Callable[[Sequence[Tensor]], Tensor]
+    unpack: Callable[[Tensor], Sequence[Tensor]]
+
+    def gather(self, values: Values) -> Tensor:
+        """Packed values of these parameters."""
+        return self.pack([values[name] for name in self.parameters])
+
+    def scatter(self, packed: Tensor) -> dict[str, Tensor]:
+        """Values by parameter."""
+        return dict(zip(self.parameters, self.unpack(packed), strict=True))
+
+
+class Posterior:
+    """``q(w) = prod_parts N(mean, P^-1)`` over the trainable parameters of a model.
+
+    During training it follows the model: `mean` are the model's parameters, and the method replaces the distributions of the parts.
+
+    Args:
+        mean: Returns the mean by parameter.
+        parts: Jointly normal groups, by name.
+
+    Attributes:
+        parts: As given.
+    """
+
+    def __init__(self, mean: Callable[[], Values], parts: Mapping[str, Part]) -> None:
+        self._mean = mean
+        self.parts: dict[str, Part] = dict(parts)
+
+    @property
+    def mean(self) -> Values:
+        """The mean by parameter."""
+        return self._mean()
+
+    def replace(self, normals: Mapping[str, Normal]) -> None:
+        """Change the distributions of some parts."""
+        for name, normal in normals.items():
+            self.parts[name] = replace(self.parts[name], normal=normal)
+
+    @torch.no_grad()
+    def noise(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """A draw of the deviation from the mean; its negative is the antithetic draw.
+
+        Args:
+            generator: The only source of randomness if given; else the global generator.
+        """
+        drawn: dict[str, Tensor] = {}
+        for part in self.parts.values():
+            drawn.update(part.scatter(part.normal.draw(generator)))
+        return drawn
+
+    @torch.no_grad()
+    def sample(self, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """A draw of all parameters.
+
+        Args:
+            generator: As in `noise`.
+        """
+        mean = self.mean
+        return {name: mean[name] + value for name, value in self.noise(generator).items()}
+
+    @torch.no_grad()
+    def antithetic(self, generator: torch.Generator | None = None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Two draws that mirror each other at the mean: each has the distribution, and odd moments of the pair cancel.
+
+        Args:
+            generator: As in `noise`.
+        """
+        mean, drawn = self.mean, self.noise(generator)
+        return {n: mean[n] + v for n, v in drawn.items()}, {n: mean[n] - v for n, v in drawn.items()}
+
+    @torch.no_grad()
+    def log_prob(self, values: Values) -> Tensor:
+        """``log q(values)`` in nats, 0-d."""
+        mean = self.mean
+        deviation = {name: value - mean[name] for name, value in values.items()}
+        return _total(part.normal.log_prob(part.gather(deviation)) for part in self.parts.values())
+
+    @torch.no_grad()
+    def entropy(self) -> Tensor:
+        """In nats, 0-d."""
+        return _total(part.normal.entropy() for part in self.parts.values())
+
+    @torch.no_grad()
+    def variances(self) -> dict[str, Tensor]:
+        """Marginal variances by parameter."""
+        result: dict[str, Tensor] = {}
+        for part in self.parts.values():
+            result.update(part.scatter(part.normal.variances()))
+        return result
+
+    @torch.no_grad()
+    def kl(self, prior: PrecisionOf) -> Tensor:
+        r"""``KL(q || prior)`` in nats, 0-d.
+
+        For ``q = N(mu, P^-1)`` and the prior ``N(0, diag(1/p))``::
+
+            KL = 1/2 [sum_i p_i (Sigma_ii + mu_i^2) - n - sum_i log p_i + log det P]
+
+        Args:
+            prior: Precisions by parameter.
+        """
+        mean, variances = self.mean, self.variances()
+        terms = []
+        for name, variance in variances.items():
+            value = mean[name].to(torch.promote_types(mean[name].dtype, torch.float32))
+            precision = prior.of(name).to(value)
+            moment = (variance.to(value.dtype) + value.square()).sum()
+            terms.append(precision * moment - value.numel() * (1 + precision.log()))
+        return (_total(terms) + _total(part.normal.logdet_precision() for part in self.parts.values())) / 2
+
+    @torch.no_grad()
+    def multiply_precision(self, values: Values) -> dict[str, Tensor]:
+        """``P v`` for values by parameter."""
+        result: dict[str, Tensor] = {}
+        for part in self.parts.values():
+            result.update(part.scatter(part.normal.multiply_precision(part.gather(values))))
+        return result
+
+    @torch.no_grad()
+    def multiply_covariance(self, values: Values) -> dict[str, Tensor]:
+        """``P^-1 v`` for values by parameter."""
+        result: dict[str, Tensor] = {}
+        for part in self.parts.values():
+            result.update(part.scatter(part.normal.multiply_covariance(part.gather(values))))
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """Mean and distributions: tensors and plain values."""
+        parts = {name: {"parameters": list(p.parameters), "normal": normal_to_state(p.normal)} for name, p in self.parts.items()}
+        return {"mean": {name: value.detach().clone() for name, value in self.mean.items()}, "parts": parts}
+
+    @torch.no_grad()
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`; the mean is copied into the tensors that hold it.
+
+        Raises:
+            ConfigError: It belongs to another model or method.
+        """
+        mean = self.mean
+        own = {name: (list(p.parameters), list(p.normal.shape)) for name, p in self.parts.items()}
+        given = {}
+        normals = {}
+        for name, entry in saved["parts"].items():
+            like = own.get(name) and self.parts[name].normal.like
+            normals[name] = normal_from_state(entry["normal"], like if isinstance(like, Tensor) else next(iter(mean.values())))
+            given[name] = (list(entry["parameters"]), list(normals[name].shape))
+        if given != own:
+            differing = sorted(name for name in {*own, *given} if own.get(name) != given.get(name))
+            raise ConfigError(f"the saved posterior belongs to another model or method: parts {differing} differ")
+        for name, value in mean.items():
+            value.copy_(saved["mean"][name])
+        self.replace(normals)
+
+    def to(self, device: torch.device | str) -> Posterior:
+        """A copy on another device that no longer follows the model."""
+        mean = {name: value.detach().to(device, copy=True) for name, value in self.mean.items()}
+        return Posterior(lambda: mean, {name: replace(part, normal=part.normal.to(device)) for name, part in self.parts.items()})
+
+
+def _total(terms: Any) -> Tensor:
+    """Sum in float64 where the device has it: differences of large logarithms."""
+    listed = list(terms)
+    wide = torch.float32 if listed[0].device.type == "mps" else torch.float64
+    return torch.stack([term.to(wide) for term in listed]).sum()

@@ -1,0 +1,243 @@
+"""`Variational`: natural-gradient variational inference of the weights of a model."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
+from natgrad_apps.bayes.posterior import Posterior
+from natgrad_apps.bayes.prior import LayerPrior, Prior, layers_of
+from natgrad_apps.bayes.tasks import Classification, Regression
+from natgrad_apps.bayes.weights import Weights
+from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.layers.discover import discover
+
+
+@dataclass(frozen=True)
+class DataSize:
+    """Size of an augmented data set.
+
+    Attributes:
+        rows: Number of likelihood terms without augmentation.
+        augmentation: How many independent copies of a row the random augmentation is worth; ``N = rows * augmentation`` in every formula.
+    """
+
+    rows: int
+    augmentation: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What a step saw: the posterior before it, on its batch. 0-d tensors, detached, in nats of the whole data set.
+
+    Attributes:
+        expected_nll: ``N`` times the mean negative log-likelihood of the batch, averaged over the weight samples.
+        kl: ``KL(q || prior)`` of the distribution that was sampled.
+        nelbo: ``expected_nll + kl``, the negative ELBO, whatever the temperature is.
+        objective: ``expected_nll + temperature * kl``, which the step decreases.
+        skipped: Whether the step was rejected because something was not finite.
+    """
+
+    expected_nll: Tensor
+    kl: Tensor
+    nelbo: Tensor
+    objective: Tensor
+    skipped: bool
+
+
+class Variational:
+    """Fits a normal distribution over the weights of a model.
+
+    The model holds the posterior mean between calls. Every `step` draws `num_samples` weights (in antithetic pairs: the second, fourth, ...
+    mirrors the one before it at the mean), makes the forward and backward passes there, and updates mean, covariance, prior and noise.
+
+    Normalization layers: gains and shifts are weights like others; with the methods on the core they have a diagonal posterior. Running
+    statistics of batch normalization are updated by the forward passes of `step` in training mode, so they average over the posterior, as
+    predictions do; `sample_weights` puts every buffer back, so predictions leave no trace.
+
+    Args:
+        model: Its trainable parameters become Bayesian; frozen ones stay fixed. Returns one tensor.
+        method: Such as `NoisyKFAC`.
+        task: `Regression` or `Classification`; it computes the loss, so there is no reduction to get wrong.
+        num_data: Number of likelihood terms (rows, for one term a row) of the whole training set, or a `DataSize`.
+        prior: Of the weights.
+        temperature: Weight of the KL divergence; 1 is Bayes.
+        num_samples: Weight samples a step.
+        seed: Of all randomness in here. The global generators are never touched (but a model's own dropout uses them).
+
+    Attributes:
+        task: The task now, with ``noise_std`` for regression.
+        prior: The prior now; ``prior.precision`` by layer.
+        num_data: ``N``, augmentation included.
+        temperature: As given.
+
+    Raises:
+        ConfigError: A value is not legal, or the method does not fit the model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        method: Method,
+        task: Regression | Classification,
+        num_data: int | DataSize,
+        prior: Prior | None = None,
+        temperature: float = 1.0,
+        num_samples: int = 1,
+        seed: int = 0,
+    ) -> None:
+        for name, value, kind in (("method", method, Method), ("task", task, (Regression, Classification))):
+            if not isinstance(value, kind):
+                raise ConfigError(
+                    f"{name} must be an object such as {'NoisyKFAC()' if name == 'method' else 'Regression()'}, got {value!r}"
+                )
+        size = num_data if isinstance(num_data, DataSize) else DataSize(num_data)
+        for name, count in (("num_data", size.rows), ("num_samples", num_samples)):
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise ConfigError(f"{name} must be an integer >= 1, got {count!r}")
+        check_positive("augmentation", size.augmentation)
+        check_positive("temperature", temperature)
+        self.model = model
+        self.method = method
+        self.num_data, self.temperature, self.num_samples = size.rows * size.augmentation, temperature, num_samples
+        self._rows = size.rows
+        self._weights = Weights(model)
+        like = next(iter(self._weights.live.values()))
+        found = discover(model)
+        groups = {layer.spec.name: layer.parameters for layer in found.layers} | {name: (p,) for name, p in found.uncovered}
+        self.prior = LayerPrior(prior if prior is not None else Prior(), layers_of(groups, self._weights.names), like)
+        self.task = task.start(like)
+        self._problem = Problem(model, self._weights, self.task, self.prior, self.num_data, temperature, seed)
+        self._learner = method.start(self._problem)
+        self._generator = torch.Generator(device=like.device)
+        self._generator.manual_seed(seed)
+
+    @property
+    def posterior(self) -> Posterior:
+        """The variational distribution; one object for the whole training, which follows it."""
+        return self._learner.posterior
+
+    @property
+    def steps(self) -> int:
+        """Number of steps taken."""
+        return self._learner.steps
+
+    @property
+    def lr(self) -> float:
+        """Learning rate."""
+        return self._learner.lr
+
+    def set_lr(self, lr: float) -> None:
+        """Change the learning rate.
+
+        Raises:
+            ConfigError: It is negative or not finite.
+        """
+        self._learner.set_lr(lr)
+
+    def step(self, x: Any, y: Tensor) -> StepInfo:
+        """One step on a minibatch.
+
+        Args:
+            x: Input of the model, or a tuple of its arguments.
+            y: Targets: values ``[N]`` or ``[N, D]``, classes ``[N]``.
+
+        Raises:
+            ConfigError: The batch is larger than the data set, or a target is not legal; nothing was changed.
+            NumericalError: A factorization failed even in float64 with jitter.
+        """
+        if self._weights.held:
+            raise ConfigError("step() inside sample_weights(): leave the context first, the model must hold the mean")
+        batch = Batch(x if isinstance(x, tuple) else (x,), y, self.num_samples)
+        kl = self.posterior.kl(self.prior)
+        outcomes: list[Outcome] = []
+        before = self._generator.get_state()
+        try:
+            noise: dict[str, Tensor] = {}
+            for k in range(self.num_samples):
+                mirrored = k % 2 == 1
+                noise = {n: -v for n, v in noise.items()} if mirrored else self.posterior.noise(self._generator)
+                mean = self._weights.mean
+                with self._weights.hold({n: mean[n] + v for n, v in noise.items()}), torch.enable_grad():
+                    outcomes.append(self._learner.gather(batch, noise))
+                self._check(outcomes[-1])
+        except BaseException:
+            self._learner.discard()
+            self._generator.set_state(before)
+            raise
+        taken = self._learner.update()
+        if taken:
+            self.task.learn(torch.stack([o.squared_error for o in outcomes]).mean())
+            if self.prior.spec.learn:
+                self.prior.learn(self._weights.mean, self.posterior.variances())
+        expected = torch.stack([o.nll for o in outcomes]).to(kl.dtype).mean() * self.num_data
+        return StepInfo(expected, kl, expected + kl, expected + self.temperature * kl, not taken)
+
+    def _check(self, outcome: Outcome) -> None:
+        if outcome.terms > self._rows:
+            raise ConfigError(
+                f"the batch has {outcome.terms} likelihood terms, more than num_data={self._rows}; num_data counts those of the whole "
+                "training set, not of a batch"
+            )
+
+    @contextlib.contextmanager
+    def sample_weights(self, generator: torch.Generator | None = None) -> Iterator[nn.Module]:
+        """The model holds a posterior sample inside, and what it held before outside, whatever happens inside. May be nested.
+
+        Buffers (running statistics) are put back too.
+
+        Args:
+            generator: The only source of randomness if given; else the generator of this object, whose state is part of `state_dict`.
+        """
+        buffers = {name: (b, b.detach().clone()) for name, b in self.model.named_buffers()}
+        try:
+            with self._weights.hold(self.posterior.sample(self._generator if generator is None else generator)):
+                yield self.model
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers.values():
+                    buffer.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an exact continuation needs but the model's buffers: mean, posterior, averages, counters, generators.
+
+        Raises:
+            ConfigError: Called inside `sample_weights`.
+        """
+        if self._weights.held:
+            raise ConfigError("state_dict() inside sample_weights(): leave the context first")
+        return {
+            "learner": self._learner.state_dict(),
+            "prior": self.prior.state_dict(),
+            "task": self.task.state_dict(),
+            "generator": self._generator.get_state(),
+            "num_data": self.num_data,
+            "temperature": self.temperature,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`, the model's parameters included.
+
+        Raises:
+            ConfigError: It belongs to another model, method, task or data set.
+        """
+        if "learner" not in saved:
+            raise ConfigError(f"this is no state of Variational: it has {sorted(saved)} and no 'learner'")
+        method = type(self._learner).__name__
+        if saved["learner"]["method"] != method:
+            raise ConfigError(f"the saved state is of {saved['learner']['method']}, this is {method}; build the same method")
+        for name, own in (("num_data", self.num_data), ("temperature", self.temperature)):
+            if not math.isclose(saved[name], own):
+                raise ConfigError(f"the saved state has {name}={saved[name]!r}, this has {own!r}; build with the same")
+        self._learner.load_state_dict(saved["learner"])
+        self.prior.load_state_dict(saved["prior"])
+        self.task.load_state_dict(saved["task"])
+        self._generator.set_state(saved["generator"].cpu())

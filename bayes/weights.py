@@ -1,0 +1,68 @@
+"""The trainable parameters of a model: they hold the posterior mean, except inside `Weights.hold`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from natgrad_apps.errors import ConfigError
+
+
+class Weights:
+    """The trainable parameters of a model by name.
+
+    Args:
+        model: Its parameters are changed in place by `hold` and put back, bit by bit, on leaving.
+
+    Raises:
+        ConfigError: It is no module or has no trainable parameter.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        self.live = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        if not self.live:
+            raise ConfigError(f"{type(model).__name__} has no trainable parameter; set requires_grad=True on what should be Bayesian")
+        self.names = {p: name for name, p in self.live.items()}
+        self._mean: dict[str, Tensor] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether the model holds a sample now."""
+        return self._mean is not None
+
+    @property
+    def mean(self) -> dict[str, Tensor]:
+        """The posterior mean, also while the model holds a sample. Outside `hold` these are the parameters' own tensors."""
+        return self._mean if self._mean is not None else {name: p.detach() for name, p in self.live.items()}
+
+    @contextlib.contextmanager
+    def hold(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Put values into the model; on leaving, whatever happens inside, put back what it held. May be nested.
+
+        The copies are seen by autograd: a backward pass through a forward pass that was made inside, but started after leaving, raises
+        torch's error on tensors modified in place rather than give gradients at the wrong weights.
+
+        Args:
+            values: By name of the parameter.
+        """
+        before = {name: p.detach().clone() for name, p in self.live.items()}
+        outermost = self._mean is None
+        if outermost:
+            self._mean = before
+        try:
+            self._copy(values)
+            yield
+        finally:
+            self._copy(before)
+            if outermost:
+                self._mean = None
+
+    @torch.no_grad()
+    def _copy(self, values: Mapping[str, Tensor]) -> None:
+        for name, p in self.live.items():
+            p.copy_(values[name])
