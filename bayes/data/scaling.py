@@ -18,7 +18,7 @@ RELATIVE_ZERO = 1e-10
 class Scaling:
     """``z = (v - mean) / scale``, column by column.
 
-    A column that is constant over the training rows has ``scale = 1``: it becomes 0 there, and a test row that differs keeps a finite value.
+    A column that is constant over the training rows has ``scale = 1``: it becomes 0 there, and a test row that differs stays finite.
 
     Attributes:
         mean: ``[D]``, or ``[]`` for a target.

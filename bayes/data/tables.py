@@ -151,5 +151,5 @@ def _target(path: Path, column: Any, how: TableFile) -> tuple[Any, tuple[str, ..
         return column.to_numpy(dtype=np.float64), ()
     names, y = np.unique(column.to_numpy(), return_inverse=True)
     if len(names) > MAX_CLASSES:
-        raise ConfigError(f"{path.name}: the target {how.target!r} has {len(names)} classes, at most {MAX_CLASSES} are legal; is it a number?")
+        raise ConfigError(f"{path.name}: the target {how.target!r} has {len(names)} classes, legal are {MAX_CLASSES}; is it a number?")
     return y.astype(np.int64), tuple(str(n) for n in names)

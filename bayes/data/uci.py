@@ -94,13 +94,11 @@ def read_uci(folder: Path, name: str) -> Table:
     if max(*inputs, target) >= data.shape[1]:
         raise ConfigError(f"{folder}: the index files name column {max(*inputs, target)}, but data.txt has {data.shape[1]} columns")
     count = int(_indices(folder / "n_splits.txt")[0])
-    splits = tuple(
-        Split(_indices(folder / f"index_train_{s}.txt"), _indices(folder / f"index_test_{s}.txt")) for s in range(count)
-    )
+    splits = tuple(Split(_indices(folder / f"index_train_{s}.txt"), _indices(folder / f"index_test_{s}.txt")) for s in range(count))
     for s, split in enumerate(splits):
         rows = np.concatenate([split.train, split.test])
         if len(np.unique(rows)) != len(rows) or rows.min() < 0 or rows.max() >= len(data):
-            raise ConfigError(f"{folder}: split {s} is damaged: a row is named twice or does not exist; remove the folder to download again")
+            raise ConfigError(f"{folder}: split {s} is damaged: a row is named twice or does not exist; remove the folder to load it anew")
     return Table(
         name=name,
         x=data[:, inputs],

@@ -145,7 +145,9 @@ def test_scaling_keeps_constant_columns_finite_and_inverts() -> None:
     assert Scaling.fit(x[:, 0]).scale == pytest.approx(x[:, 0].std(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("name", "shape", "classes"), [("diabetes", (442, 10), 0), ("breast_cancer", (569, 30), 2), ("digits", (1797, 64), 10)])
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"), [("diabetes", (442, 10), 0), ("breast_cancer", (569, 30), 2), ("digits", (1797, 64), 10)]
+)
 def test_embedded_sets(name: str, shape: tuple[int, int], classes: int) -> None:
     table = load(name)
     assert (table.x.shape, len(table.classes)) == (shape, classes)
