@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from natgrad_apps.bayes.methods.full import FullGaussian
 from natgrad_apps.bayes.methods.noisy import NoisyAdam, NoisyEKFAC, NoisyKFAC
+from natgrad_apps.bayes.methods.vadam import Vadam, Vprop
+from natgrad_apps.bayes.methods.vogn import VOGN
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import Prior
 from natgrad_apps.bayes.tasks import Classification, Regression
 from natgrad_apps.bayes.variational import DataSize, StepInfo, Variational
 
 __all__ = [
+    "VOGN",
     "Classification",
     "DataSize",
+    "FullGaussian",
     "NoisyAdam",
     "NoisyEKFAC",
     "NoisyKFAC",
@@ -18,5 +23,7 @@ __all__ = [
     "Prior",
     "Regression",
     "StepInfo",
+    "Vadam",
     "Variational",
+    "Vprop",
 ]

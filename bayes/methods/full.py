@@ -1,0 +1,134 @@
+"""Full-covariance natural-gradient variational inference: the reference for small models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.bayes.distributions import DenseNormal, Normal
+from natgrad_apps.bayes.methods.base import Method, Problem
+from natgrad_apps.bayes.methods.flat import RowsLearner, check_size
+from natgrad_apps.errors import check_fraction, check_positive, unknown_name
+from natgrad_apps.likelihoods import Likelihood
+from natgrad_apps.linalg.products import gram
+from natgrad_apps.linalg.spd import cholesky_many
+
+
+@dataclass(frozen=True)
+class FullGaussian(Method):
+    r"""One normal distribution over all weights.
+
+    ::
+
+        Sigma = (lambda/N) (F + diag(gamma))^-1,   gamma = lambda p / N
+        F  <- decay F + (1 - decay) F_batch(w)
+        mu <- mu - lr (F + diag(gamma) + damping I)^-1 momentum(g + gamma mu)
+
+    ``F_batch``: with ``"exact"`` the generalized Gauss-Newton matrix ``1/M sum_i J_i^T H_i J_i``, ``H_i`` the Fisher of the outputs (for
+    linear and logistic regression the Hessian, so the fixed point is that of exact Gaussian variational inference); with ``"empirical"``
+    the second moment of the per-example gradients.
+
+    Cost: ``M n^2`` for each output, ``n^3`` a step; memory ``2 n^2``.
+    Reference: Khan & Rue, The Bayesian learning rule, JMLR 2023, arXiv 2107.04562, section 4.
+
+    Attributes:
+        lr: Learning rate; 1 is Newton's step.
+        decay: Weight of the old value of ``F``.
+        momentum: Weight of the old value of the gradient's average.
+        damping: Extrinsic damping; never part of the posterior.
+        fisher: ``"exact"`` or ``"empirical"``.
+        initial_curvature: ``F`` begins at this multiple of the identity.
+        max_size: Largest number of weights.
+
+    Raises:
+        ConfigError: A value is not legal.
+    """
+
+    lr: float = 0.1
+    decay: float = 0.9
+    momentum: float = 0.0
+    damping: float = 0.0
+    fisher: str = "exact"
+    initial_curvature: float = 1.0
+    max_size: int = 4096
+
+    def __post_init__(self) -> None:
+        check_positive("lr", self.lr, allow_zero=True)
+        check_fraction("decay", self.decay)
+        check_fraction("momentum", self.momentum)
+        check_positive("damping", self.damping, allow_zero=True)
+        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
+        if self.fisher not in ("exact", "empirical"):
+            raise unknown_name("fisher of FullGaussian", str(self.fisher), ("exact", "empirical"))
+
+    def start(self, problem: Problem) -> FullLearner:
+        """See `Method`."""
+        return FullLearner(problem, self)
+
+
+class FullLearner(RowsLearner):
+    """The running average of ``F``.
+
+    Args:
+        problem: What is to be solved.
+        method: Hyperparameters.
+    """
+
+    def __init__(self, problem: Problem, method: FullGaussian) -> None:
+        super().__init__(problem, method.lr, method.momentum)
+        check_size(self.flat.size, method.max_size, "the full covariance")
+        self.method = method
+        self.curvature = torch.diag(self.flat.full(method.initial_curvature))
+        self._pending = torch.zeros_like(self.curvature)
+        self.begin()
+
+    def _shifted(self, value: Tensor) -> Tensor:
+        return self.curvature + torch.diag(value)
+
+    def normal(self) -> Normal:
+        """Cholesky factor of ``(F + diag(gamma)) N / lambda``."""
+        [factor] = cholesky_many([self._shifted(self.intrinsic()) / self.problem.scale])
+        return DenseNormal(factor)
+
+    def fold(self, rows: Tensor, share: float) -> None:
+        """Add the second moment of the gradients for ``"empirical"``."""
+        if self.method.fisher == "empirical":
+            self._pending.add_(gram(rows), alpha=share)
+
+    def columns(self, likelihood: Likelihood) -> Iterator[Tensor]:
+        """Columns of a root of the outputs' Fisher for ``"exact"``."""
+        if self.method.fisher == "exact":
+            for (column,) in likelihood.fisher_columns():
+                yield column
+
+    def fold_column(self, rows: Tensor, share: float) -> None:
+        """Add ``J^T v v^T J``."""
+        self._pending.add_(gram(rows), alpha=share)
+
+    def discard(self) -> None:
+        """Forget the batch's matrix too."""
+        super().discard()
+        self._pending = torch.zeros_like(self.curvature)
+
+    @torch.no_grad()
+    def update(self) -> bool:
+        """See `FullGaussian`."""
+        gradient, batch = self.take_vector(), self._pending
+        self.discard()
+        if not bool((batch.sum() + gradient.sum()).isfinite()):
+            return False
+        self.steps += 1
+        gamma = self.intrinsic()
+        self.curvature = self.curvature.lerp(batch, 1 - self.method.decay)
+        [factor] = cholesky_many([self._shifted(gamma + self.method.damping)])
+        average = self.average(gradient.addcmul(gamma, self.mean()))
+        self.move(torch.cholesky_solve(average.unsqueeze(-1), factor).squeeze(-1))
+        self.follow()
+        return True
+
+    def averages(self) -> dict[str, Tensor]:
+        """``F``."""
+        return {"curvature": self.curvature}

@@ -1,0 +1,108 @@
+"""VOGN: mean-field variational inference from true per-example squares of gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
+from natgrad_apps.bayes.methods.base import Method, Problem
+from natgrad_apps.bayes.methods.flat import RowsLearner
+from natgrad_apps.errors import check_fraction, check_positive
+
+
+@dataclass(frozen=True)
+class VOGN(Method):
+    r"""Variational online Gauss-Newton.
+
+    With ``g_i`` the gradient of the log-likelihood of example ``i`` at the sampled weights and ``M`` the batch::
+
+        Sigma = (lambda/N) diag(s + gamma)^-1,   gamma = lambda p / N
+        s  <- decay s + (1 - decay) 1/M sum_i g_i^2
+        m  <- momentum m + (1 - momentum) (g + gamma mu),   mu <- mu - lr m / (1 - momentum^t) / (s + gamma + damping)
+
+    Squares are true per-example squares for every parameter (biases of convolutions, normalization layers, shared weights), through
+    `torch.func`. Batch normalization and dropout in training mode are refused.
+
+    Departures from Osawa et al.: the decay does not depend on the temperature; the extrinsic damping is not part of the posterior.
+
+    Cost: one forward pass more than Adam, and the gradients of a chunk of examples in memory.
+    Reference: Khan et al., ICML 2018, arXiv 1806.04854, section 3.3; Osawa et al., Practical deep learning with Bayesian principles,
+    NeurIPS 2019, arXiv 1906.02506.
+
+    Attributes:
+        lr: Learning rate.
+        decay: Weight of the old value of ``s``.
+        momentum: Weight of the old value of the gradient's average.
+        damping: Extrinsic damping; never part of the posterior.
+        initial_curvature: First value of ``s``.
+
+    Raises:
+        ConfigError: A value is not legal.
+    """
+
+    lr: float = 0.01
+    decay: float = 0.99
+    momentum: float = 0.9
+    damping: float = 0.0
+    initial_curvature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_positive("lr", self.lr, allow_zero=True)
+        check_fraction("decay", self.decay)
+        check_fraction("momentum", self.momentum)
+        check_positive("damping", self.damping, allow_zero=True)
+        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
+
+    def start(self, problem: Problem) -> VOGNLearner:
+        """See `Method`."""
+        return VOGNLearner(problem, self)
+
+
+class VOGNLearner(RowsLearner):
+    """The running average of the squares.
+
+    Args:
+        problem: What is to be solved.
+        method: Hyperparameters.
+    """
+
+    def __init__(self, problem: Problem, method: VOGN) -> None:
+        super().__init__(problem, method.lr, method.momentum)
+        self.method = method
+        self.squares = self.flat.full(method.initial_curvature)
+        self._pending = self.flat.full(0.0)
+        self.begin()
+
+    def normal(self) -> Normal:
+        """Precision ``(s + gamma_in) N / lambda``."""
+        return DiagonalNormal((self.squares + self.intrinsic()) / self.problem.scale)
+
+    def fold(self, rows: Tensor, share: float) -> None:
+        """Add the squares."""
+        self._pending.add_(rows.square().sum(0), alpha=share)
+
+    def discard(self) -> None:
+        """Forget the squares too."""
+        super().discard()
+        self._pending = self.flat.full(0.0)
+
+    @torch.no_grad()
+    def update(self) -> bool:
+        """See `VOGN`."""
+        gradient, squares = self.take_vector(), self._pending
+        self.discard()
+        if not bool((squares.sum() + gradient.sum()).isfinite()):
+            return False
+        self.steps += 1
+        gamma = self.intrinsic()
+        self.squares = self.squares.lerp(squares, 1 - self.method.decay)
+        self.move(self.average(gradient.addcmul(gamma, self.mean())) / (self.squares + gamma + self.method.damping))
+        self.follow()
+        return True
+
+    def averages(self) -> dict[str, Tensor]:
+        """``s``."""
+        return {"squares": self.squares}
