@@ -1,0 +1,219 @@
+"""The configuration of a run: every key of the YAML file and of the command line."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from torch import nn
+
+from natgrad_apps.bayes.data import TableFile
+from natgrad_apps.bayes.recipes import check_method
+from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner.hints import Range
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
+MAX_SPLITS = 10_000
+_RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+Positive = Annotated[int, Range(low=1)]
+NonNegative = Annotated[int, Range(low=0)]
+PositiveFloat = Annotated[float, Range(low=0, open_low=True)]
+Rate = Annotated[float, Range(low=0, high=1, open_low=True)]
+Seed = Annotated[int, Range(low=0, high=2**31 - 1)]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A multilayer perceptron.
+
+    Attributes:
+        hidden: Widths of the hidden layers; null is one layer of 50, or of the width that the published protocol of a UCI set has.
+        activation: Nonlinearity behind each of them.
+    """
+
+    hidden: list[Positive] | None = None
+    activation: Literal["relu", "tanh", "elu", "silu", "gelu"] = "relu"
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """How the posterior is found; null keeps the method's own default.
+
+    Attributes:
+        lr: Learning rate.
+        decay: Weight of the old value in the running average of the curvature.
+        momentum: Weight of the old value in the running average of the gradient.
+        damping: Extrinsic damping; it shortens steps and is no part of the posterior.
+        options: Further arguments of the method by name.
+        num_samples: Weight samples a step.
+        temperature: Weight of the KL divergence; 1 is Bayes.
+        prior_precision: Precision of the weights' prior, the first value if it is learned.
+        learn_prior: Whether each layer's prior precision is learned.
+        noise_precision: Precision of the noise of a standardized regression target, the first value if it is learned.
+        learn_noise: Whether it is learned.
+        noise_rate: Weight of a batch in the running average that learns it.
+    """
+
+    lr: PositiveFloat | None = None
+    decay: Annotated[float, Range(low=0, high=1, open_high=True)] | None = None
+    momentum: Annotated[float, Range(low=0, high=1, open_high=True)] | None = None
+    damping: Annotated[float, Range(low=0)] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_samples: Positive = 1
+    temperature: PositiveFloat = 1.0
+    prior_precision: PositiveFloat = 1.0
+    learn_prior: bool = True
+    noise_precision: PositiveFloat = 1.0
+    learn_noise: bool = True
+    noise_rate: Rate = 0.02
+
+    def method_arguments(self) -> dict[str, Any]:
+        """Arguments for the method's class: `options`, and those of the four common ones that were given."""
+        given = {name: getattr(self, name) for name in ("lr", "decay", "momentum", "damping")}
+        return {**{name: value for name, value in given.items() if value is not None}, **self.options}
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How long, and on what batches.
+
+    Attributes:
+        epochs: Passes over the training rows.
+        max_steps: Largest number of steps, which shortens the training on large data sets; null for none.
+        batch_size: Rows of a batch; an epoch is cut into batches that differ by one row at most.
+        lr_schedule: constant; cosine falls to 0 over the run; step divides the rate by 10 after half of it.
+    """
+
+    epochs: Positive = 200
+    max_steps: Positive | None = None
+    batch_size: Positive = 32
+    lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
+
+    def lr_factor(self, done: float) -> float:
+        """Share of the first learning rate when this share of the run is done."""
+        if self.lr_schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+        return 0.1 if self.lr_schedule == "step" and done >= 0.5 else 1.0
+
+
+@dataclass(frozen=True)
+class PredictionConfig:
+    """How predictions are made.
+
+    Attributes:
+        num_samples: Weight samples.
+        interval: Probability of the interval that predictions come with.
+    """
+
+    num_samples: Positive = 100
+    interval: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.95
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """What is the same for every data set.
+
+    Attributes:
+        method: Such as noisy_kfac, noisy_ekfac, noisy_adam, vadam, vogn.
+        model: The network.
+        inference: How its posterior is found.
+        training: How long.
+        prediction: How it predicts.
+    """
+
+    method: str = "noisy_kfac"
+    model: ModelConfig = field(default_factory=ModelConfig)
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+    training: FitConfig = field(default_factory=FitConfig)
+    prediction: PredictionConfig = field(default_factory=PredictionConfig)
+
+    def __post_init__(self) -> None:
+        check_method(self.method, self.inference.method_arguments())
+
+
+@dataclass(frozen=True)
+class TrainConfig(RecipeConfig):
+    """One training run.
+
+    Attributes:
+        method: Such as noisy_kfac, noisy_ekfac, noisy_adam, vadam, vogn.
+        model: The network.
+        inference: How its posterior is found.
+        training: How long.
+        prediction: How it predicts.
+        dataset: diabetes, breast_cancer, digits, a UCI set such as concrete, or a CSV, TSV or Parquet file.
+        table: How such a file is read.
+        split: Number of the published split of a UCI set; else the seed of a random one.
+        test_fraction: Share of the rows that test, where no split is published.
+        log_every: Steps between two rows of metrics.csv.
+        checkpoint_every: Steps between two checkpoints; one is written at the end and at an interruption anyway.
+        seed: Seed of first weights, batches, weight samples and predictions.
+        device: Where the network lives; auto takes CUDA where there is one.
+        threads: CPU threads of torch; null leaves torch's choice.
+    """
+
+    dataset: str = "diabetes"
+    table: TableFile = field(default_factory=TableFile)
+    split: NonNegative = 0
+    test_fraction: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.1
+    log_every: Positive = 50
+    checkpoint_every: Positive = 1000
+    seed: Seed = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Annotated[int, Range(low=1, high=1024)] | None = None
+
+
+@dataclass(frozen=True)
+class UciConfig(RecipeConfig):
+    """One data set over several of its published splits.
+
+    Attributes:
+        method: Such as noisy_kfac, noisy_ekfac, noisy_adam, vadam, vogn.
+        model: The network.
+        inference: How its posterior is found.
+        training: How long.
+        prediction: How it predicts.
+        dataset: A UCI set: boston, concrete, energy, kin8nm, naval, power, protein, wine or yacht.
+        splits: Which ones, such as 0-19 or 0,3,5-7.
+        workers: Processes that work on splits side by side.
+        seed: Seed of the first split; split s has seed + s.
+        threads: CPU threads of torch in each process.
+    """
+
+    dataset: str = "concrete"
+    splits: str = "0-19"
+    workers: Annotated[int, Range(low=1, high=256)] = 1
+    seed: Seed = 0
+    threads: Annotated[int, Range(low=1, high=1024)] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.split_numbers()
+
+    def split_numbers(self) -> list[int]:
+        """The splits, ascending.
+
+        Raises:
+            ConfigError: The text is no list of numbers and ranges.
+        """
+        return parse_splits(self.splits)
+
+
+def parse_splits(text: str) -> list[int]:
+    """Numbers from ``"0-19"`` or ``"0,3,5-7"``, ascending, each once.
+
+    Raises:
+        ConfigError: The text is no such list.
+    """
+    found: set[int] = set()
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < MAX_SPLITS:
+            raise ConfigError(f"splits {text!r} is no list of numbers and ranges such as 0-19 or 0,3,5-7")
+        found.update(range(first, last + 1))
+    return sorted(found)

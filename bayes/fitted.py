@@ -1,0 +1,184 @@
+"""A posterior with what it needs to predict in the target's own unit; it needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from natgrad_apps.bayes import metrics
+from natgrad_apps.bayes.config import ACTIVATIONS, RecipeConfig
+from natgrad_apps.bayes.data import Scaling
+from natgrad_apps.bayes.data.table import Floats
+from natgrad_apps.bayes.prediction import ClassificationPrediction, Prediction, RegressionPrediction, predict
+from natgrad_apps.bayes.prior import Prior
+from natgrad_apps.bayes.recipes import build_method
+from natgrad_apps.bayes.tasks import Classification, Regression, RegressionTask
+from natgrad_apps.bayes.variational import Variational
+
+DEFAULT_HIDDEN = 50
+PREDICTION_SEED = 5_000_011
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What is known of the training data besides its numbers.
+
+    Attributes:
+        name: Of the data set.
+        features: Names of the inputs.
+        target: Name of the target.
+        classes: Names of the classes; empty for regression.
+        rows: Number of training rows.
+        width: Of the hidden layer that the published protocol has; None where there is none.
+    """
+
+    name: str
+    features: tuple[str, ...]
+    target: str
+    classes: tuple[str, ...]
+    rows: int
+    width: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Schema:
+        """Inverse of `to_dict`."""
+        return cls(**{**saved, "features": tuple(saved["features"]), "classes": tuple(saved["classes"])})
+
+
+@dataclass(frozen=True)
+class Scales:
+    """Standardization of inputs and target.
+
+    Attributes:
+        x: Of the inputs.
+        y: Of the target; None for classes.
+    """
+
+    x: Scaling
+    y: Scaling | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain lists."""
+        return {"x": self.x.to_dict(), "y": None if self.y is None else self.y.to_dict()}
+
+    @classmethod
+    def from_dict(cls, saved: Mapping[str, Any]) -> Scales:
+        """Inverse of `to_dict`."""
+        return cls(Scaling.from_dict(saved["x"]), None if saved["y"] is None else Scaling.from_dict(saved["y"]))
+
+
+class Fitted:
+    """A network with a posterior over its weights, and the units of inputs and target.
+
+    Args:
+        schema: Names and sizes.
+        scales: Units.
+        recipe: Network, method, priors.
+        seed: Of first weights, weight samples and predictions.
+        device: Where the network lives.
+
+    Attributes:
+        vi: The posterior; before any step it is that of the first weights.
+
+    Raises:
+        ConfigError: Method and model do not fit.
+    """
+
+    def __init__(self, schema: Schema, scales: Scales, recipe: RecipeConfig, seed: int, device: torch.device | str = "cpu") -> None:
+        self.schema, self.scales, self.recipe, self.seed, self.device = schema, scales, recipe, seed, torch.device(device)
+        settings = recipe.inference
+        regression = not schema.classes
+        task = Regression(settings.noise_precision, settings.learn_noise, settings.noise_rate) if regression else Classification()
+        self.vi = Variational(
+            build_model(recipe, schema, seed).to(self.device),
+            method=build_method(recipe.method, settings.method_arguments()),
+            task=task,
+            num_data=schema.rows,
+            prior=Prior(settings.prior_precision, learn=settings.learn_prior),
+            temperature=settings.temperature,
+            num_samples=settings.num_samples,
+            seed=seed,
+        )
+
+    def inputs(self, x: Floats) -> Tensor:
+        """Standardized inputs ``[N, D]``.
+
+        Args:
+            x: In their own units.
+        """
+        return torch.as_tensor(self.scales.x.apply(x), dtype=torch.float32, device=self.device)
+
+    def predict(self, x: Floats, num_samples: int | None = None) -> Prediction:
+        """Predictions in the unit of the target; the same on every call.
+
+        Args:
+            x: Inputs ``[N, D]`` in their own units.
+            num_samples: Weight samples; None for those of the recipe.
+        """
+        generator = torch.Generator(device=self.device).manual_seed(self.seed + PREDICTION_SEED)
+        found = predict(self.vi, self.inputs(x), num_samples or self.recipe.prediction.num_samples, generator)
+        if isinstance(found, RegressionPrediction) and self.scales.y is not None:
+            return found.rescaled(float(self.scales.y.mean), float(self.scales.y.scale))
+        return found
+
+    def learned(self) -> dict[str, Any]:
+        """What was learned besides the weights: noise deviation in the target's unit, prior precisions."""
+        found: dict[str, Any] = {"prior_precision": {name: float(value) for name, value in self.vi.prior.precision.items()}}
+        if isinstance(self.vi.task, RegressionTask) and self.scales.y is not None:
+            found["noise_std"] = float(self.vi.task.noise_std) * float(self.scales.y.scale)
+        return found
+
+
+def build_model(recipe: RecipeConfig, schema: Schema, seed: int) -> nn.Sequential:
+    """The multilayer perceptron of a recipe, with torch's own first weights.
+
+    Args:
+        recipe: Widths and nonlinearity.
+        schema: Numbers of inputs and outputs.
+        seed: Of the first weights; the global generator is left alone.
+    """
+    inputs, outputs = len(schema.features), len(schema.classes) or 1
+    hidden = recipe.model.hidden if recipe.model.hidden is not None else [schema.width or DEFAULT_HIDDEN]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for n in hidden:
+            layers += [nn.Linear(inputs, n), ACTIVATIONS[recipe.model.activation]()]
+            inputs = n
+        return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
+def evaluate(found: Prediction, y: Tensor) -> dict[str, float]:
+    """Every metric of predictions, by name.
+
+    Args:
+        found: In the unit of the target.
+        y: Targets ``[N]`` in their own unit, or classes.
+    """
+    if isinstance(found, RegressionPrediction):
+        density = metrics.gaussian_log_density(found.samples, found.noise_std, y)
+        return {
+            "rmse": metrics.rmse(found.mean, y),
+            "loglik_pointwise": metrics.pointwise_log_likelihood(density),
+            "loglik_joint": metrics.joint_log_likelihood(density),
+            "crps": metrics.crps(found.samples, found.noise_std, y),
+        }
+    assert isinstance(found, ClassificationPrediction)
+    density = metrics.categorical_log_density(found.samples, y)
+    pointwise = metrics.pointwise_log_likelihood(density)
+    return {
+        "accuracy": metrics.accuracy(found.mean, y),
+        "nll": -pointwise,
+        "loglik_pointwise": pointwise,
+        "loglik_joint": metrics.joint_log_likelihood(density),
+        "brier": metrics.brier(found.mean, y),
+        "ece": metrics.calibration_error(found.mean, y),
+    }

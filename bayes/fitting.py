@@ -1,0 +1,129 @@
+"""Training of one posterior on one split of a data set, step by step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.bayes.config import RecipeConfig
+from natgrad_apps.bayes.data import Scaling, Split, Table
+from natgrad_apps.bayes.fitted import Fitted, Scales, Schema, evaluate
+from natgrad_apps.bayes.variational import StepInfo
+from natgrad_apps.errors import ConfigError
+
+EPOCH_SEED = 1_000_003
+
+
+class Fit(Fitted):
+    """A posterior in training.
+
+    Batches of epoch ``e`` depend on seed and ``e`` only, so a resumed training sees the same ones.
+
+    Args:
+        table: The data.
+        split: Rows that train and test.
+        recipe: Network, method, training.
+        seed: Of everything.
+        device: Where the network lives.
+
+    Attributes:
+        steps_done: Steps taken.
+
+    Raises:
+        ConfigError: Method and model do not fit.
+    """
+
+    def __init__(self, table: Table, split: Split, recipe: RecipeConfig, seed: int, device: torch.device | str = "cpu") -> None:
+        self.table, self.split = table, split
+        x, y = table.x[split.train], table.y[split.train]
+        scales = Scales(Scaling.fit(x), None if table.classes else Scaling.fit(y))
+        schema = Schema(table.name, table.features, table.target, table.classes, len(x), table.hidden)
+        super().__init__(schema, scales, recipe, seed, device)
+        self._x = self.inputs(x)
+        if scales.y is None:
+            self._y = torch.as_tensor(y, dtype=torch.int64, device=self.device)
+        else:
+            self._y = torch.as_tensor(scales.y.apply(y)[:, None], dtype=torch.float32, device=self.device)
+        self._first_lr = self.vi.lr
+        self.steps_done = 0
+        self._batches = max(round(len(x) / recipe.training.batch_size), 1)
+        self._epoch, self._parts = -1, tuple[Tensor, ...]()
+
+    @property
+    def steps_total(self) -> int:
+        """Steps of the whole training."""
+        training = self.recipe.training
+        return min(self._batches * training.epochs, training.max_steps or sys.maxsize)
+
+    def step(self) -> StepInfo:
+        """Train on the next batch."""
+        epoch, index = divmod(self.steps_done, self._batches)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(self.seed * EPOCH_SEED + epoch)
+            order = torch.randperm(len(self._x), generator=generator).to(self.device)
+            self._epoch, self._parts = epoch, order.tensor_split(self._batches)
+        rows = self._parts[index]
+        self.vi.set_lr(self._first_lr * self.recipe.training.lr_factor(self.steps_done / self.steps_total))
+        info = self.vi.step(self._x[rows], self._y[rows])
+        self.steps_done += 1
+        return info
+
+    def evaluate(self, num_samples: int | None = None) -> dict[str, float]:
+        """Metrics on the test rows.
+
+        Args:
+            num_samples: Weight samples; None for those of the recipe.
+        """
+        rows = self.split.test
+        return evaluate(self.predict(self.table.x[rows], num_samples), torch.as_tensor(self.table.y[rows], device=self.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that an exact continuation needs."""
+        return {"vi": self.vi.state_dict(), "steps_done": self.steps_done}
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`.
+
+        Raises:
+            ConfigError: It belongs to another model or method.
+        """
+        self.vi.load_state_dict(saved["vi"])
+        self.steps_done = int(saved["steps_done"])
+        self._epoch = -1
+
+
+def published_split(table: Table, index: int) -> Split:
+    """A published split.
+
+    Raises:
+        ConfigError: There are not so many.
+    """
+    if index >= len(table.splits):
+        raise ConfigError(f"{table.name} has the splits 0-{len(table.splits) - 1}, got {index}")
+    return table.splits[index]
+
+
+def fit_split(table: Table, split: Split, recipe: RecipeConfig, seed: int, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Train to the end and measure.
+
+    Args:
+        table: The data.
+        split: Rows.
+        recipe: How.
+        seed: Of everything.
+        check: Called before every step; stops the training by raising.
+
+    Returns:
+        Metrics of the test rows, what was learned besides the weights, and ``seconds`` of training and prediction.
+    """
+    start = time.perf_counter()
+    fit = Fit(table, split, recipe, seed)
+    while fit.steps_done < fit.steps_total:
+        check()
+        fit.step()
+    return {**fit.evaluate(), **fit.learned(), "steps": fit.steps_done, "seconds": time.perf_counter() - start}

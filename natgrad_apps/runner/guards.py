@@ -1,0 +1,51 @@
+"""Where failures and warnings of a run go: its log, and one line for the user."""
+
+from __future__ import annotations
+
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner.command import RunFailedError
+from natgrad_apps.runner.folder import RunFolder
+from natgrad_apps.runner.interrupts import InterruptedRunError
+from natgrad_apps.runner.progress import ProgressView
+
+
+@contextmanager
+def failures_to(folder: RunFolder, resume: str) -> Iterator[None]:
+    """Write the traceback of a failure to the log, and pass on one line.
+
+    Args:
+        folder: Of the run.
+        resume: The command that continues the run; told if there is a checkpoint.
+
+    Raises:
+        RunFailedError: In place of any error that is no bad input and no interruption.
+    """
+    try:
+        yield
+    except (InterruptedRunError, KeyboardInterrupt, ConfigError, RunFailedError):
+        raise
+    except Exception as error:
+        folder.log(traceback.format_exc())
+        what = " ".join(str(error).split()) or "no message"
+        hint = f"; to go on: {resume}" if folder.checkpoints.steps() else ""
+        raise RunFailedError(f"{type(error).__name__}: {what}; the traceback is in {folder.path / 'log.txt'}{hint}") from error
+
+
+@contextmanager
+def warnings_to(view: ProgressView) -> Iterator[None]:
+    """Show warnings as lines that leave the progress bar whole, and that the log keeps."""
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
+    ) -> None:
+        view.say(f"{category.__name__}: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
