@@ -43,13 +43,15 @@ def _run(words: Sequence[str]) -> None:
 
 def _verbs() -> dict[str, Verb]:
     train = verb_parser(
-        f"{PROGRAM} train --config FILE --out DIR [--KEY VALUE ...]\n       {PROGRAM} train --resume DIR",
+        f"{PROGRAM} train --config FILE --out DIR [--seeds N] [--KEY VALUE ...]\n       {PROGRAM} train --resume DIR",
         "Train an agent and leave a run folder, or continue an interrupted run.",
         TrainConfig,
     )
     train.add_argument("--config", metavar="FILE", help="YAML file, or the name of a preset such as cartpole")
     train.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
     train.add_argument("--resume", metavar="DIR", help="continue the run in this folder from its last checkpoint to its original end")
+    train.add_argument("--seeds", metavar="N", help="train N seeds, from the configuration's on, each in a folder seed_K of --out")
+    train.add_argument("--workers", metavar="N", help="with --seeds, or resuming them: runs side by side (default: 2)")
     train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
 
     evaluate = verb_parser(f"{PROGRAM} evaluate DIR [--episodes N] [options]", "Run episodes with a trained agent; write evaluation.json.")
@@ -88,14 +90,18 @@ def _verbs() -> dict[str, Verb]:
 
 def _train(options: Options) -> None:
     run, out = options.text("resume"), options.text("out")
+    seeds, workers = options.number("seeds", _COUNT), options.number("workers", _COUNT) or 2
     if run is not None:
-        given = [name for name in ("config", "out") if options.text(name) is not None] + list(options.settings)
+        given = [name for name in ("config", "out", "seeds") if options.text(name) is not None] + list(options.settings)
         if given or options.flag("print_config"):
             raise ConfigError(
                 f"--resume takes every setting from {run}/config.yaml; drop {', '.join('--' + n for n in given) or '--print_config'}, "
                 f"or start a new run with --config {run}/config.yaml --out NEW"
             )
-        _training().resume(Path(run))
+        if not _many().is_group(Path(run)):
+            _training().resume(Path(run))
+        else:
+            _many().resume_seeds(Path(run), workers)
         return
     config = read_config(TrainConfig, KIND, options.text("config"), options)
     if options.flag("print_config"):
@@ -103,7 +109,10 @@ def _train(options: Options) -> None:
         return
     if out is None:
         raise ConfigError("--out DIR is needed: the folder that the run is kept in")
-    _training().train(config, Path(out))
+    if seeds is None:
+        _training().train(config, Path(out))
+    else:
+        _many().train_seeds(config, Path(out), seeds, workers)
 
 
 def _training() -> ModuleType:
@@ -111,6 +120,12 @@ def _training() -> ModuleType:
     from natgrad_apps.agents import training  # noqa: PLC0415
 
     return training
+
+
+def _many() -> ModuleType:
+    from natgrad_apps.agents import many  # noqa: PLC0415
+
+    return many
 
 
 def _evaluate(options: Options) -> None:

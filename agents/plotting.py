@@ -1,4 +1,4 @@
-"""Learning curves from run folders: one run, or the mean of several seeds with a bootstrap band."""
+"""Learning curves from run folders: one run, or the interquartile mean of several seeds with a bootstrap band."""
 
 from __future__ import annotations
 
@@ -120,23 +120,29 @@ def _draw_run(axis: Axes, run: Run, color: str, label: str) -> None:
 
 
 def _draw_seeds(axis: Axes, runs: Sequence[Run], color: str, label: str) -> None:
-    """Mean over seeds of the smoothed curves with a bootstrap band, each seed faintly, and the mean evaluations."""
+    """Interquartile mean over seeds of the smoothed curves with a bootstrap band, each seed faintly, and that of the evaluations."""
     curves = [figures.smooth(run.recent) for run in runs]
     steps, values = figures.on_common_grid(curves)
     low, high = figures.bootstrap_band(values)
     prefix = f"{label}: " if label else ""
     for curve in curves:
         axis.plot(curve.steps, curve.values, color=color, alpha=0.25, linewidth=0.8)
-    axis.fill_between(
-        steps, low, high, color=color, alpha=0.2, linewidth=0, label=f"{prefix}{CONFIDENCE:.0%} bootstrap interval of the mean"
-    )
-    axis.plot(steps, values.mean(0), color=color, linewidth=2, label=f"{prefix}training, mean of {len(runs)} seeds")
+    axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0, label=f"{prefix}{CONFIDENCE:.0%} bootstrap interval")
+    name = "interquartile mean" if len(runs) > 3 else "mean"
+    axis.plot(steps, figures.interquartile_mean(values), color=color, linewidth=2, label=f"{prefix}training, {name} of {len(runs)} seeds")
     evaluated = [run.evaluations for run in runs if len(run.evaluations.steps)]
     if len(evaluated) == len(runs):
         common = np.array(sorted(set.intersection(*(set(c.steps.tolist()) for c in evaluated))))
-        means = [np.mean([c.values[np.searchsorted(c.steps, s)] for c in evaluated]) for s in common]
+        points = np.array([[c.values[np.searchsorted(c.steps, s)] for s in common] for c in evaluated])
         axis.plot(
-            common, means, "o", markersize=4, color=color, markeredgecolor="black", label=f"{prefix}evaluation, mean of seeds", zorder=3
+            common,
+            figures.interquartile_mean(points),
+            "o",
+            markersize=4,
+            color=color,
+            markeredgecolor="black",
+            label=f"{prefix}evaluation, {name} of seeds",
+            zorder=3,
         )
 
 

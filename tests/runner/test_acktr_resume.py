@@ -53,7 +53,8 @@ def results(folder: Path) -> dict[str, Any]:
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     saved = checkpoints.load(CheckpointStore(folder / "checkpoint").find())
     _, parameters, _ = load_from_zip_file(io.BytesIO(saved.files[snapshot.AGENT]), load_data=False, device="cpu")
-    state: dict[str, torch.Tensor] = parameters["policy"]
+    state = parameters["policy"]
+    assert isinstance(state, dict)
     return state
 
 
