@@ -25,7 +25,7 @@ $(RL): pyproject.toml constraints.txt tools/setup_venv.sh
 
 # The developers' extras hold the application's, so one installation serves both.
 $(DEV): pyproject.toml constraints.txt tools/setup_venv.sh
-	@tools/setup_venv.sh rl,dev $(DEV) && touch $(RL)
+	@tools/setup_venv.sh all,dev $(DEV) && touch $(RL)
 
 demo: $(RL) ## Train ACKTR on CartPole-v1 into runs/demo, evaluate it, draw its learning curve
 	@rm -rf runs/demo

@@ -61,7 +61,7 @@ def sandbox(tmp_path: Path) -> Sandbox:
 
 def test_second_run_installs_nothing(sandbox: Sandbox) -> None:
     assert sandbox.make("test").returncode == 0
-    assert sandbox.log() == ["venv", "pip .[rl,dev]", "python -m pytest -n 2 --dist loadgroup"]
+    assert sandbox.log() == ["venv", "pip .[all,dev]", "python -m pytest -n 2 --dist loadgroup"]
     assert sandbox.make("test").returncode == 0
     assert sandbox.log() == ["python -m pytest -n 2 --dist loadgroup"]
 
@@ -77,7 +77,7 @@ def test_users_environment_is_extended_for_the_tests(sandbox: Sandbox) -> None:
     sandbox.make("demo")
     assert sandbox.log() == ["venv", "pip .[rl]"]
     sandbox.make("test")
-    assert sandbox.log()[:1] == ["pip .[rl,dev]"]
+    assert sandbox.log()[:1] == ["pip .[all,dev]"]
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
@@ -87,21 +87,21 @@ def test_changed_requirements_are_installed(sandbox: Sandbox, name: str) -> None
     later = (sandbox.tree / ".venv" / ".installed-dev").stat().st_mtime + 10
     os.utime(sandbox.tree / name, (later, later))
     sandbox.make("test")
-    assert sandbox.log()[:1] == ["pip .[rl,dev]"]
+    assert sandbox.log()[:1] == ["pip .[all,dev]"]
 
 
 def test_installation_that_was_cut_off_starts_again(sandbox: Sandbox) -> None:
     (sandbox.state / "fail").touch()
     done = sandbox.make("test")
     assert done.returncode != 0
-    assert sandbox.log() == ["venv", "pip .[rl,dev]"], "the tests must not run"
+    assert sandbox.log() == ["venv", "pip .[all,dev]"], "the tests must not run"
     (sandbox.state / "fail").unlink()
     half_copied = sandbox.tree / ".venv" / "half_copied"
     half_copied.touch()
     done = sandbox.make("test")
     assert done.returncode == 0
     assert "did not end" in done.stdout
-    assert sandbox.log()[:2] == ["venv", "pip .[rl,dev]"]
+    assert sandbox.log()[:2] == ["venv", "pip .[all,dev]"]
     assert not half_copied.exists()
 
 
