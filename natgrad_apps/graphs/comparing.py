@@ -1,0 +1,242 @@
+"""The verb ``compare``: paired seeds of the natural gradient and of Adam, both tuned by grids of one size in the same run."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from natgrad_apps.graphs import runs
+from natgrad_apps.graphs.config import CompareConfig, TrainConfig
+from natgrad_apps.graphs.data import GraphData
+from natgrad_apps.runner import schema
+from natgrad_apps.runner.folder import RunFolder, check_new
+from natgrad_apps.runner.guards import failures_to
+
+TUNE_SEED = 100_000
+"""Seeds of the grid begin here, away from those of the runs that are reported."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One run.
+
+    Attributes:
+        seed: Its seed.
+        val_accuracy: At the chosen epoch.
+        val_nll: At the chosen epoch.
+        test_accuracy: At the chosen epoch.
+        nll: On the test nodes at the chosen epoch.
+        ece: On the test nodes at the chosen epoch.
+        best_epoch: The chosen epoch.
+        epochs: Epochs run.
+        epochs_to_target: First epoch at the target, None if it was never reached.
+        seconds: Training time, without evaluations.
+    """
+
+    seed: int
+    val_accuracy: float
+    val_nll: float
+    test_accuracy: float
+    nll: float
+    ece: float
+    best_epoch: int
+    epochs: int
+    epochs_to_target: int | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a grid."""
+
+    lr: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """An optimizer with the point that its grid chose, and its runs.
+
+    Attributes:
+        name: natural_gradient or adam.
+        point: What was chosen.
+        scores: Mean validation score of each point tried: accuracy, in [0, 1].
+        outcomes: Runs, by seed.
+    """
+
+    name: str
+    point: Point
+    scores: Sequence[tuple[Point, float]]
+    outcomes: Sequence[Outcome]
+
+    def summary(self) -> dict[str, Any]:
+        """Means and standard deviations."""
+        hits = [o.epochs_to_target for o in self.outcomes if o.epochs_to_target is not None]
+        found: dict[str, Any] = {name: _spread([getattr(o, name) for o in self.outcomes]) for name in _MEASURED}
+        found["epochs_to_target"] = {**_spread([float(h) for h in hits]), "reached": len(hits), "runs": len(self.outcomes)}
+        found["milliseconds_per_epoch"] = 1e3 * sum(o.seconds for o in self.outcomes) / sum(o.epochs for o in self.outcomes)
+        found["chosen"] = asdict(self.point)
+        found["grid"] = [{**asdict(point), "val_accuracy": score} for point, score in self.scores]
+        found["runs"] = [asdict(o) for o in self.outcomes]
+        return found
+
+
+_MEASURED = ("test_accuracy", "nll", "ece", "best_epoch", "seconds", "val_accuracy")
+
+
+def run_once(config: TrainConfig, data: GraphData) -> Outcome:
+    """Train once.
+
+    Args:
+        config: The run.
+        data: The whole graph.
+    """
+    trainer = runs.open_trainer(config, data)
+    while not trainer.done:
+        trainer.run_epoch()
+    trainer.load_best()
+    _, val, test = trainer.evaluate()
+    nan = math.nan
+    progress = trainer.progress
+    return Outcome(
+        seed=config.seed,
+        val_accuracy=nan if val is None else val.accuracy,
+        val_nll=nan if val is None else val.nll,
+        test_accuracy=nan if test is None else test.accuracy,
+        nll=nan if test is None else test.nll,
+        ece=nan if test is None else test.ece,
+        best_epoch=progress.best_epoch,
+        epochs=progress.epoch,
+        epochs_to_target=progress.first_hit,
+        seconds=progress.seconds,
+    )
+
+
+def contest(config: CompareConfig, data: GraphData, say: Say) -> list[Contestant]:
+    """Tune both optimizers, then run both with the same seeds, in turn.
+
+    Args:
+        config: What to compare.
+        data: The whole graph.
+        say: Is told what happens.
+
+    Returns:
+        Natural gradient and Adam.
+    """
+    names = ("natural_gradient", "adam")
+    tuned = {name: _tune(config, data, name, say) for name in names}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
+    for k in range(config.seeds):
+        for name in names:
+            done = run_once(_with(config, name, tuned[name][0], config.seed + k), data)
+            outcomes[name].append(done)
+            say(f"seed {done.seed} {name}: test {100 * done.test_accuracy:.2f}%, epoch {done.best_epoch}, {done.seconds:.1f} s")
+    return [Contestant(name, *tuned[name], outcomes[name]) for name in names]
+
+
+def compare(config: CompareConfig, out: Path) -> None:
+    """Run the comparison, print the table, and leave ``results.json``.
+
+    Args:
+        config: What to compare.
+        out: A folder that does not exist or is empty.
+
+    Raises:
+        ConfigError: The configuration or the data cannot be used; nothing has been written then.
+        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
+    """
+    check_new(out)
+    start = time.perf_counter()
+    data = runs.open_data(config)
+    trainer = runs.open_trainer(config.run(), data)
+    folder = RunFolder.create(out, schema.to_yaml(config))
+    try:
+        with failures_to(folder, f"{runs.PROGRAM} compare --config {out}/config.yaml --out NEW"):
+
+            def say(text: str) -> None:
+                folder.log(text)
+                print(text, flush=True)
+
+            say(f"{data.name}, {trainer.split}; {config.seeds} paired seeds from {config.seed}")
+            contestants = contest(config, data, say)
+            results: dict[str, Any] = {
+                "runner": runs.PROGRAM,
+                "dataset": data.name,
+                "split": {"name": trainer.split.name, "text": str(trainer.split)},
+                "model": config.model.name,
+                "target": config.target,
+                **{c.name: c.summary() for c in contestants},
+                "paired_difference": paired(contestants[0], contestants[1]),
+                "seeds": [config.seed + k for k in range(config.seeds)],
+                "duration_seconds": time.perf_counter() - start,
+                **runs.origin(torch.device(runs.resolve_device(config.device))),
+            }
+            folder.write_results(results)
+            say(table(contestants))
+            say(f"run folder: {folder.path}")
+    finally:
+        folder.close()
+
+
+def paired(first: Contestant, second: Contestant) -> dict[str, float]:
+    """Mean, standard deviation and standard error of the differences in test accuracy, first minus second, seed by seed."""
+    differences = [a.test_accuracy - b.test_accuracy for a, b in zip(first.outcomes, second.outcomes, strict=True)]
+    spread = _spread(differences)
+    return {**spread, "se": spread["std"] / math.sqrt(len(differences))}
+
+
+def table(contestants: Sequence[Contestant]) -> str:
+    """The comparison as text."""
+    lines = [
+        f"{'optimizer':<18}{'lr':>7}{'decay':>8}{'test accuracy %':>18}{'nll':>8}{'ece %':>7}{'to target':>14}{'ms/epoch':>10}{'s':>7}"
+    ]
+    for c in contestants:
+        s = c.summary()
+        hits = s["epochs_to_target"]
+        reached = f"{hits['mean']:.1f} ({hits['reached']}/{hits['runs']})" if hits["reached"] else f"- (0/{hits['runs']})"
+        accuracy = f"{100 * s['test_accuracy']['mean']:.2f} +- {100 * s['test_accuracy']['std']:.2f}"
+        lines.append(
+            f"{c.name:<18}{c.point.lr:>7g}{c.point.weight_decay:>8g}{accuracy:>18}{s['nll']['mean']:>8.3f}{100 * s['ece']['mean']:>7.1f}"
+            f"{reached:>14}{s['milliseconds_per_epoch']:>10.2f}{s['seconds']['mean']:>7.2f}"
+        )
+    difference = paired(contestants[0], contestants[1])
+    lines.append(
+        f"paired difference in test accuracy: {100 * difference['mean']:+.2f} +- {100 * difference['se']:.2f} points (standard error)"
+    )
+    return "\n".join(lines)
+
+
+def _tune(config: CompareConfig, data: GraphData, name: str, say: Say) -> tuple[Point, list[tuple[Point, float]]]:
+    """The point with the highest mean validation accuracy at the chosen epoch; the first one wins a tie."""
+    rates = config.natural_gradient_lr if name == "natural_gradient" else config.adam_lr
+    decays = config.weight_decay or [config.optimizer.weight_decay]
+    if config.tune_seeds == 0:
+        return Point(rates[0], config.optimizer.weight_decay), []
+    scores = []
+    for lr, decay in itertools.product(rates, decays):
+        point = Point(lr, decay)
+        found = [run_once(_with(config, name, point, TUNE_SEED + k), data) for k in range(config.tune_seeds)]
+        scores.append((point, statistics.mean(o.val_accuracy for o in found)))
+        say(f"grid {name} lr {lr:g} weight decay {decay:g}: validation {100 * scores[-1][1]:.2f}%")
+    return max(scores, key=lambda pair: pair[1])[0], scores
+
+
+def _with(config: CompareConfig, name: str, point: Point, seed: int) -> TrainConfig:
+    optimizer = replace(config.optimizer, name=name, lr=point.lr, weight_decay=point.weight_decay)  # type: ignore[arg-type]
+    return config.run(optimizer=optimizer, seed=seed)
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    if not values:
+        return {"mean": math.nan, "std": math.nan}
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values) if len(values) > 1 else 0.0}

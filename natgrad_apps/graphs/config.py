@@ -1,0 +1,232 @@
+"""The configuration of a run: every key of the YAML file and of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from natgrad_apps import curvature as curvatures
+from natgrad_apps import damping as dampings
+from natgrad_apps import refresh as refreshes
+from natgrad_apps import steps
+from natgrad_apps.curvature.base import Curvature
+from natgrad_apps.damping.base import Damping
+from natgrad_apps.errors import ConfigError
+from natgrad_apps.graphs.counting import FisherNodes, PseudoLabels
+from natgrad_apps.graphs.models import ModelOptions
+from natgrad_apps.refresh.base import Refresh
+from natgrad_apps.runner.hints import Range
+from natgrad_apps.statistics.fisher import Fisher
+from natgrad_apps.steps.base import StepRule
+
+Positive = Annotated[int, Range(low=1)]
+NonNegative = Annotated[int, Range(low=0)]
+Rate = Annotated[float, Range(low=0, open_low=True)]
+Share = Annotated[float, Range(low=0, high=1, open_high=True)]
+Seed = Annotated[int, Range(low=0, high=2**31 - 1)]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The graph and the sizes of random splits.
+
+    Attributes:
+        edges: Edge list of your own graph (CSV, TSV or Parquet with the columns source and target), for dataset table.
+        nodes: Node table of your own graph (columns id and label, features, and optionally split or train, val, test), for dataset table.
+        undirected: Whether each edge of your own list also counts in the other direction.
+        normalize_features: Whether each node's features are divided by their sum.
+        per_class: Training nodes of each class, for split random.
+        val: Validation nodes in all, for split random.
+        test: Test nodes in all, for split random; 0 takes all that are left.
+        split_seed: Seed of random splits; null takes the seed of the run.
+    """
+
+    edges: str | None = None
+    nodes: str | None = None
+    undirected: bool = True
+    normalize_features: bool = True
+    per_class: Positive = 20
+    val: NonNegative = 500
+    test: NonNegative = 0
+    split_seed: Seed | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        name: gcn, sage, gat, gin, appnp, sgc, gcnii, or module:Class for your own (called with d_in, classes and kwargs).
+        hidden: Width of hidden layers (of each head for gat).
+        layers: Number of graph layers; propagation steps for appnp and sgc.
+        dropout: Probability, before each layer but the first.
+        input_dropout: Probability on the input features; above 0 the first layer's inputs change every epoch.
+        kwargs: Further arguments of your own class.
+    """
+
+    name: str = "gcn"
+    hidden: Positive = 16
+    layers: Positive = 2
+    dropout: Share = 0.5
+    input_dropout: Share = 0.0
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def options(self) -> ModelOptions:
+        """As the models take it."""
+        return ModelOptions(self.name, self.hidden, self.layers, self.dropout, self.input_dropout, self.kwargs)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How weights are updated.
+
+    Attributes:
+        name: natural_gradient, adam or sgd.
+        lr: Learning rate.
+        momentum: Weight of the previous step, for natural_gradient and sgd.
+        weight_decay: L2 coefficient added to the gradient, of every parameter.
+        curvature: Approximation of the Fisher; gram_kfac keeps wide inputs of few nodes as rows.
+        damping: Damping rule, or a number for exact Tikhonov damping.
+        step: Step rule.
+        refresh: When statistics are gathered and inverses recomputed.
+        fisher: Fisher estimate, mc, exact, empirical is not offered: nodes without a label have none.
+        fisher_nodes: Nodes whose terms make the Fisher; labelled, counted (those of the loss with their weights) or all.
+        factorization: aggregated, or pre_aggregation for what the inner linear layers see.
+        strict: Whether parameters without a layer adapter are an error.
+    """
+
+    name: Literal["natural_gradient", "adam", "sgd"] = "natural_gradient"
+    lr: Rate = 0.1
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Range(low=0)] = 5e-4
+    curvature: Curvature | str | Mapping[str, Any] = "gram_kfac"
+    damping: Damping | float | str | Mapping[str, Any] = field(default_factory=lambda: {"name": "factored_tikhonov", "value": 0.001})
+    step: StepRule | str | Mapping[str, Any] = field(default_factory=lambda: {"name": "kl_clip", "kl_clip": 0.01})
+    refresh: Refresh | str | Mapping[str, Any] = field(
+        default_factory=lambda: {"name": "periodic", "statistics_period": 10, "inverse_period": 10}
+    )
+    fisher: Fisher | str | Mapping[str, Any] = "mc"
+    fisher_nodes: FisherNodes = "labelled"
+    factorization: Literal["aggregated", "pre_aggregation"] = "aggregated"
+    strict: bool = False
+
+    def __post_init__(self) -> None:
+        curvatures.build(self.curvature)
+        if dampings.build(self.damping).adaptive:
+            raise ConfigError("an adaptive damping compares losses of one batch, but dropout makes each forward pass another; use tikhonov")
+        steps.build(self.step)
+        refreshes.build(self.refresh)
+        if Fisher.of(self.fisher).kind == "empirical":
+            raise ConfigError("fisher 'empirical' needs a label of every node that counts; use mc or exact")
+
+
+@dataclass(frozen=True)
+class PseudoConfig:
+    """Predicted labels for nodes without one, apart from the optimizer.
+
+    Attributes:
+        enabled: Whether there are any.
+        gamma: Exponent of the schedule (t/T)^gamma of their weight; 0 keeps the full weight throughout.
+        kind: hard takes the most probable class, soft the whole distribution.
+        confidence: Nodes whose largest probability is below this are left out.
+        predict: train predicts with dropout, from the forward pass of the step; eval without, at the cost of one more forward pass.
+    """
+
+    enabled: bool = False
+    gamma: Annotated[float, Range(low=0)] = 5.0
+    kind: Literal["hard", "soft"] = "hard"
+    confidence: Share = 0.0
+    predict: Literal["train", "eval"] = "train"
+
+    def options(self) -> PseudoLabels:
+        """As the counter takes it."""
+        return PseudoLabels(self.enabled, self.gamma, self.kind, self.confidence, self.predict)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes:
+        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table.
+        split: auto, public, full, complete, random or shchur.
+        data: Your own tables, and the sizes of random splits.
+        model: The network.
+        optimizer: How weights are updated.
+        pseudo_labels: Predicted labels for nodes without one.
+        epochs: Epochs of the run, at most.
+        patience: Epochs without a better validation loss after which a run ends; 0 never ends it.
+        select: Whether the epoch reported is that of the lowest validation loss, the highest validation accuracy (the first such one), or
+            the last one.
+        target: Validation accuracy whose first epoch is reported.
+        checkpoint_every: Epochs between two checkpoints.
+        seed: Seed of weights, dropout, sampled labels and random splits.
+        device: Where the network lives; auto takes CUDA where there is one.
+        threads: CPU threads of torch; null leaves torch's choice.
+    """
+
+    dataset: str = "karate"
+    split: str = "auto"
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    pseudo_labels: PseudoConfig = field(default_factory=PseudoConfig)
+    epochs: Positive = 200
+    patience: NonNegative = 0
+    select: Literal["loss", "accuracy", "last"] = "loss"
+    target: Share = 0.78
+    checkpoint_every: Positive = 100
+    seed: Seed = 0
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    threads: Annotated[int, Range(low=1, high=1024)] | None = None
+
+
+@dataclass(frozen=True)
+class CompareConfig(TrainConfig):
+    """Paired runs of the natural gradient and of Adam.
+
+    Attributes:
+        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table.
+        split: auto, public, full, complete, random or shchur.
+        data: Your own tables, and the sizes of random splits.
+        model: The network.
+        optimizer: How weights are updated.
+        pseudo_labels: Predicted labels for nodes without one.
+        epochs: Epochs of the run, at most.
+        patience: Epochs without a better validation loss after which a run ends; 0 never ends it.
+        select: Whether the epoch reported is that of the lowest validation loss, the highest validation accuracy (the first such one), or
+            the last one.
+        target: Validation accuracy whose first epoch is reported.
+        checkpoint_every: Epochs between two checkpoints.
+        seed: Seed of weights, dropout, sampled labels and random splits.
+        device: Where the network lives; auto takes CUDA where there is one.
+        threads: CPU threads of torch; null leaves torch's choice.
+        seeds: Paired runs of each optimizer; run k has the seed `seed` + k.
+        tune_seeds: Runs of each point of the grid, with seeds of their own; 0 takes the first learning rate and optimizer.weight_decay.
+        natural_gradient_lr: Learning rates of the natural gradient.
+        adam_lr: Learning rates of Adam; as many as for the natural gradient.
+        weight_decay: L2 coefficients that both try; empty takes optimizer.weight_decay.
+    """
+
+    seeds: Annotated[int, Range(low=2)] = 10
+    tune_seeds: NonNegative = 2
+    natural_gradient_lr: list[Rate] = field(default_factory=lambda: [0.1, 0.03])
+    adam_lr: list[Rate] = field(default_factory=lambda: [0.01, 0.05])
+    weight_decay: list[Annotated[float, Range(low=0)]] = field(default_factory=lambda: [5e-4, 2e-3])
+
+    def __post_init__(self) -> None:
+        if not self.natural_gradient_lr or len(self.natural_gradient_lr) != len(self.adam_lr):
+            given = f"{len(self.natural_gradient_lr)} and {len(self.adam_lr)}"
+            raise ConfigError(
+                f"natural_gradient_lr and adam_lr must be lists of the same length, so that both grids have one size; got {given}"
+            )
+        if self.optimizer.name != "natural_gradient":
+            raise ConfigError(
+                f"compare sets natural_gradient against adam, so optimizer.name must be natural_gradient, got {self.optimizer.name!r}"
+            )
+
+    def run(self, **changes: Any) -> TrainConfig:
+        """One training run with some fields changed."""
+        own = {f.name: getattr(self, f.name) for f in fields(TrainConfig)}
+        return TrainConfig(**{**own, **changes})

@@ -1,0 +1,162 @@
+"""Graphs for node classification: what a graph is, and where the public ones come from."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.errors import ConfigError, unknown_name
+
+UNLABELLED = -1
+KARATE = "karate"
+PLANETOID = ("Cora", "CiteSeer", "PubMed")
+AMAZON = {"Computers": "amazon_electronics_computers.npz", "Photo": "amazon_electronics_photo.npz"}
+COAUTHOR = {"CS": "ms_academic_cs.npz", "Physics": "ms_academic_phy.npz"}
+CITATION_FULL = {"CoraFull": "Cora", "CoraML": "Cora_ML", "CiteSeerFull": "CiteSeer", "DBLP": "DBLP", "PubMedFull": "PubMed"}
+NAMES = (KARATE, *PLANETOID, *AMAZON, *COAUTHOR, *CITATION_FULL)
+
+
+@dataclass(frozen=True)
+class Masks:
+    """A split that comes with the data, ``[N]`` booleans."""
+
+    train: Tensor
+    val: Tensor
+    test: Tensor
+
+
+@dataclass(frozen=True)
+class GraphData:
+    """One graph.
+
+    Attributes:
+        name: What it is called.
+        x: Node features ``[N, d]``.
+        edge_index: ``[2, E]``, each undirected edge in both directions.
+        y: Classes ``[N]``, -1 for nodes without a label.
+        classes: Number of classes.
+        masks: Its own split, or None.
+        node_ids: Names of the nodes in the user's table; empty for public sets.
+        class_names: Names of the classes; empty if they have none.
+    """
+
+    name: str
+    x: Tensor
+    edge_index: Tensor
+    y: Tensor
+    classes: int
+    masks: Masks | None = None
+    node_ids: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def nodes(self) -> int:
+        """``N``."""
+        return self.x.shape[0]
+
+    def subgraph(self, kept: Tensor) -> GraphData:
+        """The nodes with these indices and the edges between them; the split is dropped."""
+        place = torch.full((self.nodes,), -1, dtype=torch.int64)
+        place[kept] = torch.arange(len(kept))
+        edges = place[self.edge_index]
+        ids = tuple(self.node_ids[i] for i in kept.tolist()) if self.node_ids else ()
+        return replace(self, x=self.x[kept], y=self.y[kept], edge_index=edges[:, (edges >= 0).all(0)], masks=None, node_ids=ids)
+
+    def row_normalized(self) -> GraphData:
+        """Features divided by their row sums; rows that sum to zero stay as they are."""
+        sums = self.x.sum(1, keepdim=True)
+        return replace(self, x=torch.where(sums != 0, self.x / torch.where(sums != 0, sums, torch.ones_like(sums)), self.x))
+
+    def to(self, device: torch.device | str) -> GraphData:
+        """The tensors on a device."""
+        return replace(self, x=self.x.to(device), edge_index=self.edge_index.to(device), y=self.y.to(device))
+
+
+def load_public(name: str, cache: Path | None = None) -> GraphData:
+    """A public graph by name: from ``$NATGRAD_DATA``, else from the cache, else downloaded.
+
+    Args:
+        name: One of `NAMES`.
+        cache: Writable folder; None for ``graphs/`` in the user's cache directory.
+
+    Raises:
+        ConfigError: There is no such graph, or it can be neither read nor downloaded.
+    """
+    if name not in NAMES:
+        raise unknown_name("dataset (or 'table' for your own)", name, NAMES)
+    from torch_geometric import datasets  # noqa: PLC0415 - seconds
+
+    if name == KARATE:
+        return _karate(datasets.KarateClub()[0])
+    root = _cache(cache)
+    if name in PLANETOID:
+        _offer(root / name / "raw", "planetoid", [f"ind.{name.lower()}.{part}" for part in _PARTS])
+        found = _read(name, lambda: datasets.Planetoid(str(root), name))
+    elif name in AMAZON:
+        _offer(root / name / "raw", "gnn-benchmark", [AMAZON[name]])
+        found = _read(name, lambda: datasets.Amazon(str(root), name))
+    elif name in COAUTHOR:
+        _offer(root / name / "raw", "gnn-benchmark", [COAUTHOR[name]])
+        found = _read(name, lambda: datasets.Coauthor(str(root), name))
+    else:
+        found = _read(name, lambda: datasets.CitationFull(str(root / "citation_full"), CITATION_FULL[name]))
+    data = found[0]
+    masks = Masks(data.train_mask, data.val_mask, data.test_mask) if name in PLANETOID else None
+    return GraphData(name, data.x, data.edge_index, data.y, int(found.num_classes), masks)
+
+
+_PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")
+
+
+def _karate(data: Any) -> GraphData:
+    """Zachary's karate club: one labelled node a class, every other node is tested."""
+    train = data.train_mask
+    return GraphData(KARATE, data.x, data.edge_index, data.y, int(data.y.max()) + 1, Masks(train, torch.zeros_like(train), ~train))
+
+
+def _cache(given: Path | None) -> Path:
+    if given is not None:
+        return given
+    import pooch  # noqa: PLC0415 - only public sets need it
+
+    return Path(pooch.os_cache("natgrad-apps")) / "graphs"
+
+
+def _offer(raw: Path, folder: str, names: list[str]) -> None:
+    """Copy the raw files that ``$NATGRAD_DATA`` has to where torch-geometric looks, so that it downloads nothing."""
+    root = os.environ.get("NATGRAD_DATA")
+    sources = [Path(root) / folder / name for name in names] if root else []
+    if not sources or not all(source.is_file() for source in sources):
+        return
+    try:
+        raw.mkdir(parents=True, exist_ok=True)
+        for source in sources:
+            if not (raw / source.name).exists():
+                shutil.copyfile(source, raw / source.name)
+    except OSError as error:
+        raise ConfigError(
+            f"the data cannot be prepared in {str(raw)!r}: {error.strerror}; set XDG_CACHE_HOME to a writable folder"
+        ) from error
+
+
+def _read(name: str, make: Callable[[], Any]) -> Any:
+    try:
+        # torch-geometric prints what it does, and old pickles name modules of scipy that have moved.
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            return make()
+    except Exception as error:
+        raise ConfigError(
+            f"the dataset {name!r} could not be read or downloaded: {type(error).__name__}: {' '.join(str(error).split())}; try again "
+            "later, or set NATGRAD_DATA to a folder that holds its raw files in planetoid/ or gnn-benchmark/"
+        ) from error

@@ -1,0 +1,104 @@
+"""The verb ``evaluate``: measures of the network of a checkpoint, and its prediction for every node."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from pathlib import Path
+from typing import Any
+
+from natgrad_apps.errors import ConfigError
+from natgrad_apps.graphs import runs
+from natgrad_apps.graphs.config import TrainConfig
+from natgrad_apps.graphs.trainer import Trainer
+from natgrad_apps.graphs.training import describe_result
+from natgrad_apps.runner import atomic, checkpoints, schema
+from natgrad_apps.runner.checkpoints import CheckpointStore
+from natgrad_apps.runner.yaml_text import read_yaml
+
+
+def open_checkpoint(path: Path, device: str | None = None) -> tuple[Trainer, Path]:
+    """The trainer of a checkpoint, with the weights of the epoch that is reported.
+
+    Args:
+        path: A run folder, or a checkpoint.
+        device: Where the network shall live; None for the run's device.
+
+    Returns:
+        The trainer, and the folder that belongs to it.
+
+    Raises:
+        ConfigError: There is no intact checkpoint, or its data is gone.
+    """
+    if not path.exists():
+        raise ConfigError(f"there is no {str(path)!r}; give a run folder or a checkpoint")
+    if (path / checkpoints.MANIFEST).is_file():
+        saved = checkpoints.load(path)
+    else:
+        store = CheckpointStore(path / "checkpoint")
+        if not store.steps():
+            raise ConfigError(f"{str(path)!r} is neither a run folder with a checkpoint nor a checkpoint")
+        saved = checkpoints.load(store.find())
+    if runs.CONFIG not in saved.files:
+        raise ConfigError(f"the checkpoint {saved.folder} has no {runs.CONFIG}")
+    config = schema.read(TrainConfig, read_yaml(saved.files[runs.CONFIG].decode(), runs.CONFIG))
+    if device is not None:
+        config = dataclasses.replace(config, device=device)  # type: ignore[arg-type]
+    trainer = runs.open_trainer(config)
+    runs.unpack(saved.files, trainer)
+    trainer.load_best()
+    return trainer, path
+
+
+def evaluate(path: Path, out: Path | None, device: str | None) -> None:
+    """Print the measures; write ``evaluation.json`` and ``predictions.csv``.
+
+    Args:
+        path: Run folder or checkpoint.
+        out: Folder of the files; None for `path`.
+        device: Where the network shall live; None for the run's device.
+
+    Raises:
+        ConfigError: There is no intact checkpoint, or a file cannot be written.
+    """
+    trainer, owner = open_checkpoint(path, device)
+    result: dict[str, Any] = {
+        "runner": runs.PROGRAM,
+        **describe_result(trainer),
+        "epoch": trainer.progress.best_epoch,
+        "seeds": {"run": trainer.config.seed, "split": trainer.split.seed},
+        **runs.origin(trainer.device),
+    }
+    print(f"{result['dataset']}, {trainer.split}, epoch {trainer.progress.best_epoch}")
+    for part in ("train", "val", "test"):
+        if result[part] is not None:
+            print(f"  {part:<6}" + "  ".join(f"{name} {value:.4g}" for name, value in result[part].items()))
+    target = out or owner
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        atomic.write_json(target / "evaluation.json", result)
+        atomic.write_text(target / "predictions.csv", _predictions(trainer))
+    except OSError as error:
+        raise ConfigError(f"{str(target)!r} cannot be written: {error.strerror}") from error
+    print(f"written: {target / 'evaluation.json'}, {target / 'predictions.csv'}")
+
+
+def _predictions(trainer: Trainer) -> str:
+    """One row a node: its id, part, label, prediction and the probability of each class."""
+    data, split = trainer.data, trainer.split
+    p = trainer.predict().softmax(-1).cpu()
+    part = [""] * data.nodes
+    for name, nodes in (("train", split.train), ("val", split.val), ("test", split.test)):
+        for node in nodes.tolist():
+            part[node] = name
+    names = data.class_names or tuple(str(c) for c in range(data.classes))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["id", "part", "label", "predicted", *(f"p_{name}" for name in names)])
+    best, labels = p.argmax(-1).tolist(), data.y.tolist()
+    for node, row in enumerate(p.tolist()):
+        label = names[labels[node]] if labels[node] >= 0 else ""
+        identity = data.node_ids[node] if data.node_ids else node
+        writer.writerow([identity, part[node], label, names[best[node]], *(f"{value:.6g}" for value in row)])
+    return text.getvalue()

@@ -1,0 +1,191 @@
+"""Graph networks for node classification, all with ``forward(x, edge_index) -> logits [N, C]``."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch_geometric.nn import APPNP, GATConv, GCN2Conv, GCNConv, GINConv, SAGEConv, SGConv
+from torch_geometric.nn.dense.linear import Linear
+
+from natgrad_apps.errors import ConfigError, unknown_name
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which network.
+
+    Attributes:
+        name: gcn, sage, gat, gin, appnp, sgc, gcnii, or module:Class for your own (called with d_in, classes and kwargs).
+        hidden: Width of hidden layers (of each head for gat).
+        layers: Number of graph layers (2 for most published results; propagation steps for appnp and sgc).
+        dropout: Probability, before each layer but the first.
+        input_dropout: Probability on the input features; above 0 the first layer's inputs change every epoch.
+        kwargs: Further arguments of your own class.
+    """
+
+    name: str = "gcn"
+    hidden: int = 16
+    layers: int = 2
+    dropout: float = 0.5
+    input_dropout: float = 0.0
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+class ConvNet(nn.Module):
+    """Convolutions with an activation and dropout between them.
+
+    Args:
+        convs: The convolutions.
+        options: Dropout.
+        activation: Between layers.
+    """
+
+    def __init__(self, convs: list[nn.Module], options: ModelOptions, activation: Callable[[Tensor], Tensor] = F.relu) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(convs)
+        self._dropout, self._input_dropout, self._activation = options.dropout, options.input_dropout, activation
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Logits ``[N, C]``."""
+        x = _dropout(x, self._input_dropout, self.training)
+        for i, conv in enumerate(self.convs):
+            if i:
+                x = F.dropout(self._activation(x), self._dropout, self.training)
+            x = conv(x, edge_index)
+        return x
+
+
+class PropagatedMLP(nn.Module):
+    """APPNP (Gasteiger et al. 2019): two linear layers, then personalised PageRank."""
+
+    def __init__(self, d_in: int, classes: int, options: ModelOptions) -> None:
+        super().__init__()
+        self.first, self.last = Linear(d_in, options.hidden), Linear(options.hidden, classes)
+        self.spread = APPNP(K=max(options.layers, 1), alpha=0.1, cached=True)
+        self._options = options
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Logits ``[N, C]``."""
+        x = F.relu(self.first(_dropout(x, self._options.input_dropout, self.training)))
+        logits: Tensor = self.spread(self.last(F.dropout(x, self._options.dropout, self.training)), edge_index)
+        return logits
+
+
+class GCNII(nn.Module):
+    """GCNII (Chen et al. 2020): initial residuals and identity maps around shared-weight convolutions."""
+
+    def __init__(self, d_in: int, classes: int, options: ModelOptions) -> None:
+        super().__init__()
+        self.first, self.last = Linear(d_in, options.hidden), Linear(options.hidden, classes)
+        self.convs = nn.ModuleList(
+            [GCN2Conv(options.hidden, alpha=0.1, theta=0.5, layer=i + 1, cached=True) for i in range(options.layers)]
+        )
+        self._options = options
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        """Logits ``[N, C]``."""
+        first = F.relu(self.first(_dropout(x, self._options.input_dropout, self.training)))
+        x = first
+        for conv in self.convs:
+            x = F.relu(conv(F.dropout(x, self._options.dropout, self.training), first, edge_index))
+        logits: Tensor = self.last(F.dropout(x, self._options.dropout, self.training))
+        return logits
+
+
+def _gcn(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+    return ConvNet([GCNConv(a, b, cached=True) for a, b in _widths(d_in, classes, o)], o)
+
+
+def _sage(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+    return ConvNet([SAGEConv(a, b) for a, b in _widths(d_in, classes, o)], o)
+
+
+def _gin(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+    return ConvNet([GINConv(nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, b))) for a, b in _widths(d_in, classes, o)], o)
+
+
+def _gat(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+    heads, convs, width = 8, [], d_in
+    for _ in range(o.layers - 1):
+        convs.append(GATConv(width, o.hidden, heads=heads))
+        width = heads * o.hidden
+    return ConvNet([*convs, GATConv(width, classes, heads=1, concat=False)], o, F.elu)
+
+
+def _sgc(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+    return ConvNet([SGConv(d_in, classes, K=o.layers, cached=o.input_dropout == 0)], o)
+
+
+MODELS: dict[str, Callable[[int, int, ModelOptions], nn.Module]] = {
+    "gcn": _gcn,
+    "sage": _sage,
+    "gat": _gat,
+    "gin": _gin,
+    "appnp": PropagatedMLP,
+    "sgc": _sgc,
+    "gcnii": GCNII,
+}
+
+
+def build_model(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
+    """A network with fresh weights from torch's global generator.
+
+    Args:
+        options: Which one.
+        d_in: Number of features.
+        classes: Number of classes.
+
+    Raises:
+        ConfigError: There is no such network, or the user's class cannot be imported or built.
+    """
+    if ":" in options.name:
+        return _own(options, d_in, classes)
+    if options.name not in MODELS:
+        raise unknown_name("model (or module:Class for your own)", options.name, MODELS)
+    if options.kwargs:
+        raise ConfigError(f"model.kwargs are for your own module:Class; {options.name!r} takes hidden, layers and dropout")
+    return MODELS[options.name](d_in, classes, options)
+
+
+def _own(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
+    module, _, name = options.name.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # where the user's file lies; a console script does not look there
+    try:
+        made = getattr(importlib.import_module(module), name)(d_in, classes, **options.kwargs)
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(f"model {options.name!r} cannot be built with d_in={d_in}, classes={classes}: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise ConfigError(f"model {options.name!r} gave a {type(made).__name__}; a torch.nn.Module is needed")
+    return made
+
+
+def _widths(d_in: int, classes: int, options: ModelOptions) -> list[tuple[int, int]]:
+    widths = [d_in, *[options.hidden] * (options.layers - 1), classes]
+    return list(itertools.pairwise(widths))
+
+
+def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout that hands on the same tensor where it does nothing."""
+    return F.dropout(x, p) if training and p > 0 else x
+
+
+def check_logits(logits: Any, nodes: int, classes: int) -> Tensor:
+    """Return the output of a network if it has one row a node and one column a class.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not isinstance(logits, Tensor) or logits.shape != torch.Size((nodes, classes)):
+        given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ConfigError(f"the model must return logits of shape {(nodes, classes)}, one row a node; got {given}")
+    return logits

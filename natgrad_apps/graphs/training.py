@@ -1,0 +1,189 @@
+"""The verb ``train``: from a configuration to a run folder, and on from a checkpoint."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch.utils.tensorboard import SummaryWriter
+
+from natgrad_apps.errors import ConfigError
+from natgrad_apps.graphs import runs
+from natgrad_apps.graphs.config import TrainConfig
+from natgrad_apps.graphs.plotting import plot_run
+from natgrad_apps.graphs.runs import PROGRAM
+from natgrad_apps.graphs.trainer import Epoch, Trainer
+from natgrad_apps.runner import checkpoints, schema
+from natgrad_apps.runner.arguments import read_file
+from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
+from natgrad_apps.runner.guards import failures_to, warnings_to
+from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
+from natgrad_apps.runner.progress import ProgressView
+
+
+class EpochView(ProgressView):
+    """Progress in epochs."""
+
+    unit = "epochs"
+
+
+def train(config: TrainConfig, out: Path) -> None:
+    """Train a network and leave a run folder.
+
+    Args:
+        config: The run.
+        out: A folder that does not exist or is empty.
+
+    Raises:
+        ConfigError: The configuration or the data cannot be used; nothing has been written then.
+        InterruptedRunError: A signal arrived; the checkpoint is written.
+        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
+    """
+    check_new(out)
+    trainer = runs.open_trainer(config)
+    config_yaml = schema.to_yaml(config)
+    with ExitStack() as stack:
+        folder = RunFolder.create(out, config_yaml)
+        stack.callback(folder.close)
+        _Session(config, config_yaml, folder, trainer).run(resumed=False)
+
+
+def resume(path: Path) -> None:
+    """Continue a run from its last checkpoint to its original end.
+
+    Args:
+        path: The run folder.
+
+    Raises:
+        ConfigError: It is no run folder, or its checkpoint is damaged.
+        InterruptedRunError: A signal arrived; the checkpoint is written.
+        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
+    """
+    require_run(path)
+    if read_results(path) is not None:
+        print(f"{path} is complete; nothing is left to do. To look at it: {PROGRAM} evaluate {shlex.quote(str(path))}")
+        return
+    config = schema.read(TrainConfig, read_file(path / CONFIG))
+    with ExitStack() as stack:
+        folder = RunFolder.reopen(path)
+        stack.callback(folder.close)
+        saved = checkpoints.load(folder.checkpoints.find())
+        config_yaml = (path / CONFIG).read_text(encoding="utf-8")
+        if saved.files.get(runs.CONFIG) != config_yaml.encode():
+            raise ConfigError(
+                f"{path / CONFIG} differs from {saved.folder / CONFIG}: a run keeps its settings; undo the change, or start a new run"
+            )
+        trainer = runs.open_trainer(config)
+        runs.unpack(saved.files, trainer)
+        folder.metrics.cut(trainer.progress.epoch)
+        _Session(config, config_yaml, folder, trainer).run(resumed=True)
+
+
+@dataclass
+class _Session:
+    """One process's part of a run."""
+
+    config: TrainConfig
+    config_yaml: str
+    folder: RunFolder
+    trainer: Trainer
+
+    def run(self, *, resumed: bool) -> None:
+        """Train to the end, evaluate the chosen epoch, write results and pictures."""
+        trainer, config, folder = self.trainer, self.config, self.folder
+        start = time.perf_counter()
+        folder.log(f"{'resume' if resumed else 'start'} after epoch {trainer.progress.epoch}")
+        title = f"{config.model.name} on {trainer.data.name}"
+        view = EpochView(title, config.epochs, trainer.progress.epoch, folder.log)
+        with ExitStack() as stack:
+            flag = stack.enter_context(InterruptFlag())
+            stack.enter_context(failures_to(folder, self._resume_command()))
+            stack.enter_context(view)
+            stack.enter_context(warnings_to(view))
+            events = SummaryWriter(str(folder.tensorboard), purge_step=trainer.progress.epoch + 1 if resumed else None)
+            stack.callback(events.close)
+            view.say(f"{title}, {trainer.split}, {config.optimizer.name}, seed {config.seed}, {trainer.device}")
+            self._learn(flag, view, events)
+            trainer.load_best()
+            results = self._results(time.perf_counter() - start)
+            folder.write_results(results)
+            pictures = plot_run(folder.path, trainer)
+        summary = _summary(results)
+        folder.log(f"done after epoch {trainer.progress.epoch}; {summary}")
+        print(summary)
+        print(f"run folder: {folder.path}   pictures: {', '.join(p.name for p in pictures)}")
+
+    def _learn(self, flag: InterruptFlag, view: EpochView, events: SummaryWriter) -> None:
+        trainer = self.trainer
+        while not trainer.done:
+            if flag.is_set:
+                self._save()
+                self._interrupt(flag)
+            epoch = trainer.run_epoch()
+            numbers = epoch.numbers()
+            self.folder.metrics.write(epoch.epoch, numbers)
+            for name, value in numbers.items():
+                events.add_scalar(name.replace("_", "/", 1), value, epoch.epoch)
+            view.update(epoch.epoch, _shown(epoch), last=trainer.done)
+            if epoch.epoch % self.config.checkpoint_every == 0 or trainer.done:
+                self._save()
+
+    def _save(self) -> None:
+        self.folder.checkpoints.save(self.trainer.progress.epoch, runs.pack(self.trainer, self.config_yaml))
+
+    def _interrupt(self, flag: InterruptFlag) -> NoReturn:
+        self.folder.log(f"interrupted by {flag.name} after epoch {self.trainer.progress.epoch}")
+        raise InterruptedRunError(self._resume_command())
+
+    def _resume_command(self) -> str:
+        return f"{PROGRAM} train --resume {shlex.quote(str(self.folder.path))}"
+
+    def _results(self, duration: float) -> dict[str, Any]:
+        trainer, progress = self.trainer, self.trainer.progress
+        return {
+            "runner": PROGRAM,
+            **describe_result(trainer),
+            "epochs": progress.epoch,
+            "best_epoch": progress.best_epoch,
+            "epochs_to_target": progress.first_hit,
+            "target": self.config.target,
+            "seconds": progress.seconds,
+            "statistics_seconds": progress.statistics_seconds,
+            "duration_seconds": duration,
+            "seeds": {"run": self.config.seed, "split": trainer.split.seed},
+            **runs.origin(trainer.device),
+        }
+
+
+def describe_result(trainer: Trainer) -> dict[str, Any]:
+    """Measures of the weights that the trainer holds now, with dataset and split."""
+    train_part, val, test = trainer.evaluate()
+    return {
+        "dataset": trainer.data.name,
+        "split": {"name": trainer.split.name, "text": str(trainer.split), "seed": trainer.split.seed},
+        "model": trainer.config.model.name,
+        "optimizer": trainer.config.optimizer.name,
+        "train": train_part.to_dict(),
+        "val": None if val is None else val.to_dict(),
+        "test": None if test is None else test.to_dict(),
+        "test_accuracy": None if test is None else test.accuracy,
+    }
+
+
+def _summary(results: dict[str, Any]) -> str:
+    test = results["test"]
+    numbers = "no test nodes"
+    if test is not None:
+        numbers = f"test accuracy {100 * test['accuracy']:.2f}%  nll {test['nll']:.3f}  ece {100 * test['ece']:.1f}%"
+    return f"{numbers}  (epoch {results['best_epoch']} of {results['epochs']}, {results['dataset']}, {results['split']['text']})"
+
+
+def _shown(epoch: Epoch) -> dict[str, str]:
+    shown = {"loss": f"{epoch.loss:.3f}"}
+    if epoch.val is not None:
+        shown["val"] = f"{100 * epoch.val.accuracy:.1f}%"
+    return shown
