@@ -108,14 +108,13 @@ class Variational:
         self.model = model
         self.method = method
         self.num_data, self.temperature, self.num_samples = size.rows * size.augmentation, temperature, num_samples
-        self._rows = size.rows
         self._weights = Weights(model)
         like = next(iter(self._weights.live.values()))
         found = discover(model)
         groups = {layer.spec.name: layer.parameters for layer in found.layers} | {name: (p,) for name, p in found.uncovered}
         self.prior = LayerPrior(prior if prior is not None else Prior(), layers_of(groups, self._weights.names), like)
         self.task = task.start(like)
-        self._problem = Problem(model, self._weights, self.task, self.prior, self.num_data, temperature, seed)
+        self._problem = Problem(model, self._weights, self.task, self.prior, self.num_data, size.rows, temperature, seed)
         self._learner = method.start(self._problem)
         self._generator = torch.Generator(device=like.device)
         self._generator.manual_seed(seed)
@@ -168,7 +167,6 @@ class Variational:
                 mean = self._weights.mean
                 with self._weights.hold({n: mean[n] + v for n, v in noise.items()}), torch.enable_grad():
                     outcomes.append(self._learner.gather(batch, noise))
-                self._check(outcomes[-1])
         except BaseException:
             self._learner.discard()
             self._generator.set_state(before)
@@ -180,13 +178,6 @@ class Variational:
                 self.prior.learn(self._weights.mean, self.posterior.variances())
         expected = torch.stack([o.nll for o in outcomes]).to(kl.dtype).mean() * self.num_data
         return StepInfo(expected, kl, expected + kl, expected + self.temperature * kl, not taken)
-
-    def _check(self, outcome: Outcome) -> None:
-        if outcome.terms > self._rows:
-            raise ConfigError(
-                f"the batch has {outcome.terms} likelihood terms, more than num_data={self._rows}; num_data counts those of the whole "
-                "training set, not of a batch"
-            )
 
     @contextlib.contextmanager
     def sample_weights(self, generator: torch.Generator | None = None) -> Iterator[nn.Module]:

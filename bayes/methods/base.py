@@ -14,7 +14,8 @@ from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import LayerPrior
 from natgrad_apps.bayes.tasks import Task
 from natgrad_apps.bayes.weights import Weights
-from natgrad_apps.errors import check_positive
+from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.likelihoods import Likelihood
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Problem:
         task: Distribution of the targets.
         prior: Distribution of the weights.
         num_data: ``N``, the number of likelihood terms of the data set, times the augmentation factor.
+        rows: Number of likelihood terms without augmentation; no batch can have more.
         temperature: ``lambda``, the weight of the KL divergence.
         seed: Of everything that the method draws itself.
     """
@@ -36,6 +38,7 @@ class Problem:
     task: Task
     prior: LayerPrior
     num_data: float
+    rows: int
     temperature: float
     seed: int
 
@@ -71,12 +74,10 @@ class Outcome:
     Attributes:
         nll: Mean negative log-likelihood of the batch, in nats.
         squared_error: See `Task.squared_error`.
-        terms: Number of likelihood terms of the batch.
     """
 
     nll: Tensor
     squared_error: Tensor
-    terms: int
 
 
 class Learner(ABC):
@@ -109,13 +110,27 @@ class Learner(ABC):
         """
         del noise
         outputs = self.forward(batch)
-        likelihood = self.problem.task.likelihood(outputs)
-        targets = self.problem.task.targets(outputs, batch.y)
+        likelihood, targets = self.judge(outputs, batch)
         nll = -likelihood.log_prob(targets).mean()
         live = self.problem.weights.live
         found = torch.autograd.grad(nll, list(live.values()), allow_unused=True)
         self.add({name: g for name, g in zip(live, found, strict=True) if g is not None}, batch)
-        return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets), likelihood.num_terms)
+        return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets))
+
+    def judge(self, outputs: Tensor, batch: Batch) -> tuple[Likelihood, Tensor]:
+        """The likelihood of the outputs, and the targets in its form.
+
+        Raises:
+            ConfigError: The batch is larger than the data set, or a target is not legal.
+            ShapeError: The targets do not fit the outputs.
+        """
+        likelihood = self.problem.task.likelihood(outputs)
+        if likelihood.num_terms > self.problem.rows:
+            raise ConfigError(
+                f"the batch has {likelihood.num_terms} likelihood terms, more than num_data={self.problem.rows}; num_data counts those of "
+                "the whole training set, not of a batch"
+            )
+        return likelihood, self.problem.task.targets(outputs, batch.y)
 
     def forward(self, batch: Batch) -> Tensor:
         """Outputs of the model.

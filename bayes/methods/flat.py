@@ -130,8 +130,7 @@ class RowsLearner(FlatLearner):
         task, live = self.problem.task, self.problem.weights.live
         with torch.no_grad():
             outputs = self.forward(batch)
-            likelihood = task.likelihood(outputs)
-            targets = task.targets(outputs, batch.y)
+            likelihood, targets = self.judge(outputs, batch)
             nll = -likelihood.log_prob(targets).mean()
             (score,) = likelihood.score(targets)
             share = 1 / (likelihood.num_terms * batch.samples)
@@ -144,7 +143,7 @@ class RowsLearner(FlatLearner):
                 for chunk in per_example_rows(self.problem.model, live, batch.inputs, column):
                     self.fold_column(self.flat.rows(chunk), share)
         self._gradients["weights"] = self._gradients["weights"] + total if "weights" in self._gradients else total
-        return Outcome(nll, task.squared_error(outputs, targets), likelihood.num_terms)
+        return Outcome(nll, task.squared_error(outputs, targets))
 
     def take_vector(self) -> Tensor:
         """Mean gradient ``[n]`` of the mean loss over the samples."""

@@ -9,11 +9,13 @@ the mean log-likelihood at sampled weights and ``g`` the gradient of the mean ne
     mu      <- mu - alpha (F + (gamma_in + gamma_ex) I)^-1 momentum(g + gamma_in mu)
 
 ``gamma_ex`` is the damping of the step only. Departures from the paper: the gradient of the prior is taken at the mean (its expectation),
-not at the sample; momentum is a running average with bias correction.
+not at the sample; momentum is a running average with bias correction. Parameters that the outputs do not depend on keep their first
+distribution.
 """
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -252,13 +254,12 @@ class NoisyLearner(Learner):
         task, live = self.problem.task, self.problem.weights.live
         with self.core.capture():
             outputs = self.forward(batch)
-            likelihood = task.likelihood(outputs)
-            targets = task.targets(outputs, batch.y)
+            likelihood, targets = self.judge(outputs, batch)
             self.core.observe(likelihood, targets if self.core.fisher.kind == "empirical" else None)
         nll = -likelihood.log_prob(targets).mean()
         found = torch.autograd.grad(nll, list(live.values()), allow_unused=True)
         self.add({name: g for name, g in zip(live, found, strict=True) if g is not None}, batch)
-        return Outcome(nll.detach(), task.squared_error(outputs.detach(), targets), likelihood.num_terms)
+        return Outcome(nll.detach(), task.squared_error(outputs.detach(), targets))
 
     def discard(self) -> None:
         """Forget the gradient and the statistics of the step."""
@@ -279,8 +280,8 @@ class NoisyLearner(Learner):
             gradients[name].add_(p * self.problem.intrinsic(prior.of(name)).to(p.dtype))
         averaged = self._momentum(gradients)
         matrices = self.core.to_blocks({p: averaged[name] for name, p in weights.live.items()})
-        names = self.core.require_statistics(matrices)
-        directions = self.core.from_blocks(self.core.multiply_power({name: matrices[name] for name in names}, -1))
+        used = {name: matrix for name, matrix in matrices.items() if self.core.known(name)}
+        directions = self.core.from_blocks(self.core.multiply_power(used, -1))
         self._apply({weights.names[p]: d for p, d in directions.items()}, averaged)
         self._follow(intrinsic)
         self.steps += 1
@@ -318,7 +319,8 @@ class NoisyLearner(Learner):
 
     def state_dict(self) -> dict[str, Any]:
         """Core, momentum and posterior."""
-        return {**super().state_dict(), "core": self.core.state_dict(), "momentum": self._momentum.state_dict()}
+        core = copy.deepcopy(self.core.state_dict())  # the core's own, as torch's, shares tensors that later steps change
+        return {**super().state_dict(), "core": core, "momentum": self._momentum.state_dict()}
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
