@@ -62,7 +62,7 @@ def read_labelled(path: Path, schema: Schema) -> tuple[Floats, Tensor]:
         raise ConfigError(f"{path.name}: the target {schema.target!r} is empty in {int(column.isna().sum())} rows; drop them")
     if not schema.classes:
         try:
-            return x, torch.as_tensor(column.to_numpy(dtype=np.float64))
+            return x, torch.tensor(column.to_numpy(dtype=np.float64))
         except ValueError as error:
             raise ConfigError(f"{path.name}: the target {schema.target!r} is no column of numbers") from error
     numbers = {name: i for i, name in enumerate(schema.classes)}

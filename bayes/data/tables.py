@@ -137,7 +137,7 @@ def _inputs(path: Path, frame: Any, features: list[str]) -> Floats:
         raise ConfigError(
             f"{path.name}: column {', '.join(map(repr, texts))} is no column of numbers; encode it as numbers, or add it to table.exclude"
         )
-    return np.asarray(frame[features].to_numpy(dtype=np.float64))
+    return np.asarray(frame[features].to_numpy(dtype=np.float64, copy=True))
 
 
 def _target(path: Path, column: Any, how: TableFile) -> tuple[Any, tuple[str, ...]]:
@@ -148,7 +148,7 @@ def _target(path: Path, column: Any, how: TableFile) -> tuple[Any, tuple[str, ..
     if how.task == "regression" or (how.task == "auto" and numeric):
         if not numeric:
             raise ConfigError(f"{path.name}: the target {how.target!r} is no column of numbers; use table.task: classification")
-        return column.to_numpy(dtype=np.float64), ()
+        return column.to_numpy(dtype=np.float64, copy=True), ()
     names, y = np.unique(column.to_numpy(), return_inverse=True)
     if len(names) > MAX_CLASSES:
         raise ConfigError(f"{path.name}: the target {how.target!r} has {len(names)} classes, legal are {MAX_CLASSES}; is it a number?")
