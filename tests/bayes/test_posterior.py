@@ -8,7 +8,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from natgrad_apps.bayes import Classification, NoisyAdam, NoisyEKFAC, NoisyKFAC, Posterior, Prior, Regression, Variational
+from natgrad_apps.bayes import (
+    SLANG,
+    VOGN,
+    Classification,
+    FullGaussian,
+    NoisyAdam,
+    NoisyEKFAC,
+    NoisyKFAC,
+    Posterior,
+    Prior,
+    Regression,
+    Vadam,
+    Variational,
+    Vprop,
+)
+from natgrad_apps.bayes.methods.base import Method
 from natgrad_apps.bayes.methods.noisy import NoisyLearner
 from tests.bayes._dense import dense_kl, largest_z, precision_matrix, sample_covariance
 
@@ -122,9 +137,21 @@ def dense_covariance(posterior: Posterior) -> Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("method", METHODS)
+def trained_flat(method: Method) -> Variational:
+    """A few steps of a method over the vector of all weights."""
+    model = Image()
+    vi = Variational(model, method=method, task=Classification(), num_data=N, prior=Prior(PRECISION), temperature=LAMBDA)
+    for _ in range(3):
+        vi.step(torch.randn(8, 2, 5, 5), torch.randint(3, (8,)))
+    return vi
+
+
+FLAT = [Vadam(), Vprop(), VOGN(), FullGaussian(), SLANG(rank=3)]
+
+
+@pytest.mark.parametrize("method", [*METHODS, *FLAT], ids=lambda m: getattr(m, "__name__", type(m).__name__))
 def test_kl_log_prob_and_entropy_of_the_whole(method: Any) -> None:
-    vi = trained(method)
+    vi = trained_flat(method) if isinstance(method, Method) else trained(method)
     posterior = vi.posterior
     covariance, mean = dense_covariance(posterior), flat(posterior.mean)
     expected = dense_kl(mean, covariance, torch.full_like(mean, PRECISION))
@@ -136,6 +163,23 @@ def test_kl_log_prob_and_entropy_of_the_whole(method: Any) -> None:
     torch.testing.assert_close(posterior.log_prob(sample), q.log_prob(vector), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(posterior.entropy(), q.entropy(), rtol=1e-12, atol=0)
     torch.testing.assert_close(flat({n: posterior.variances()[n] for n in posterior.mean}), covariance.diagonal(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("method", FLAT, ids=lambda m: type(m).__name__)
+def test_covariance_of_samples_of_flat_methods(method: Method) -> None:
+    vi = trained_flat(method)
+    normal = vi.posterior.parts["weights"].normal
+    averages = vi._learner.averages()  # type: ignore[attr-defined]
+    if "squares" in averages:
+        curvature = torch.diag(averages["squares"])
+    elif "curvature" in averages:
+        curvature = averages["curvature"]
+    else:
+        curvature = averages["factor"] @ averages["factor"].mT + torch.diag(averages["diagonal"])
+    expected = (curvature + intrinsic() * torch.eye(normal.size)) * N / LAMBDA
+    torch.testing.assert_close(precision_matrix(normal), expected, rtol=1e-9, atol=1e-9)
+    # 50 weights: 1275 different entries, a false alarm has a probability below 1e-3, once (seeded)
+    assert largest_z(sample_covariance(normal, DRAWS, torch.Generator().manual_seed(5)), expected.inverse(), DRAWS) < BOUND
 
 
 @pytest.mark.parametrize("method", METHODS)

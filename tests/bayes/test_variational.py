@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from natgrad_apps import KFAC, FactoredTikhonov, NaturalGradient, Periodic
 from natgrad_apps.bayes import (
+    SLANG,
     VOGN,
     Classification,
     DataSize,
@@ -37,6 +38,7 @@ METHODS: list[Method] = [
     Vprop(),
     VOGN(),
     FullGaussian(),
+    SLANG(rank=2),
 ]
 
 
@@ -226,7 +228,7 @@ def test_batch_normalization(method: Method) -> None:
     assert float(vi.posterior.variances()["1.weight"].min()) > 0
 
 
-@pytest.mark.parametrize("method", [VOGN(), FullGaussian()], ids=ids)
+@pytest.mark.parametrize("method", [VOGN(), FullGaussian(), SLANG(rank=2)], ids=ids)
 @pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(4), lambda: nn.Dropout(0.5)])
 def test_per_example_methods_refuse_what_couples_examples(method: Method, layer: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(nn.Linear(3, 4), layer(), nn.Linear(4, 1))

@@ -1,0 +1,92 @@
+"""SLANG: the eigensolver against dense eigendecompositions, one step against the algorithm written densely."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from natgrad_apps.bayes import SLANG, Prior, Regression, Variational
+from natgrad_apps.bayes.eigensolver import OuterSum, leading_factor
+from natgrad_apps.errors import ConfigError
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def spectrum(size: int, columns: int, ratio: float) -> Tensor:
+    """``C: [size, columns]`` whose squared singular values fall by a ratio."""
+    left, right = (torch.linalg.qr(torch.randn(n, min(size, columns))).Q for n in (size, columns))
+    values = ratio ** (torch.arange(min(size, columns)) / 2)
+    product: Tensor = (left * values) @ right.mT
+    return product
+
+
+@pytest.mark.parametrize(
+    ("size", "columns", "rank"),
+    [(50, 12, 3), (50, 2, 4), (9, 300, 4), (300, 400, 3)],
+    ids=["few columns", "fewer than the rank", "few weights", "subspace iteration"],
+)
+def test_leading_factor_is_the_best_of_its_rank(size: int, columns: int, rank: int) -> None:
+    c = spectrum(size, columns, 0.5)
+    parts = OuterSum([c[:, : columns // 2], c[:, columns // 2 :]])
+    generator = torch.Generator().manual_seed(0)
+    found = leading_factor(parts, rank, torch.zeros(size, rank), generator)
+    values, vectors = torch.linalg.eigh(c @ c.mT)
+    top = vectors[:, -rank:] * values[-rank:].clamp_min(0).sqrt()
+    assert found.shape == (size, rank)
+    # Subspace iteration: the eigenvalue of the last wanted pair, 1/4, is 8 times the first one beyond the block of rank + 2 columns, so its
+    # error is about 8^-8 / 4 = 1e-8 and that of its vector about 8^-4 = 2e-4. A factor 10 for the random start.
+    exact = columns <= size or size < 50
+    expected = torch.cat([torch.zeros(rank), values.clamp_min(0)])[-rank:]
+    torch.testing.assert_close(torch.linalg.eigvalsh(found.mT @ found), expected, rtol=0, atol=1e-12 if exact else 1e-7)
+    torch.testing.assert_close(found @ found.mT, top @ top.mT, rtol=0, atol=1e-12 if exact else 5e-4)
+    torch.testing.assert_close(parts.diagonal(), (c @ c.mT).diagonal(), rtol=1e-12, atol=1e-12)
+
+
+def test_a_start_from_the_result_is_kept() -> None:
+    """A flat spectrum after the wanted pairs converges slowly from a random start; the result of a similar matrix helps."""
+    c = torch.cat([spectrum(300, 3, 0.9) * 2, spectrum(300, 397, 0.999)], 1)
+    values, vectors = torch.linalg.eigh(c @ c.mT)
+    top = vectors[:, -3:] * values[-3:].sqrt()
+
+    def error(start: Tensor) -> float:
+        found = leading_factor(OuterSum([c]), 3, start, torch.Generator().manual_seed(0))
+        return float((found @ found.mT - top @ top.mT).norm())
+
+    assert error(top) < 0.1 * error(torch.zeros(300, 3))
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "exact"])
+def test_two_steps_are_the_algorithm(fisher: str) -> None:
+    """Full batch, no noise (``lambda -> 0``), so that the algorithm can be written with dense matrices at known weights."""
+    n, rank, decay, lr, damping, first = 20, 2, 0.7, 0.1, 0.2, 0.5
+    x, y = torch.randn(n, 3), torch.randn(n, 2)
+    model = nn.Linear(3, 2, bias=False)
+    weight = model.weight.detach().clone().flatten()
+    method = SLANG(rank=rank, lr=lr, decay=decay, momentum=0.0, damping=damping, fisher=fisher, initial_curvature=first)
+    vi = Variational(model, method=method, task=Regression(4.0), num_data=n, prior=Prior(1.0), temperature=1e-30)
+    low, diagonal = torch.zeros(6, 6), torch.full((6,), first)
+    for _ in range(2):
+        vi.step(x, y)
+        residual = y - x @ weight.reshape(2, 3).mT
+        rows = torch.einsum("no,ni->noi", 4.0 * residual, x).flatten(1)
+        gradient = -rows.mean(0)
+        if fisher == "exact":
+            rows = torch.cat([torch.einsum("o,ni->noi", 2.0 * unit, x).flatten(1) for unit in torch.eye(2)])
+        average = decay * low + (1 - decay) * rows.mT @ rows / n
+        values, vectors = torch.linalg.eigh(average)
+        new = vectors[:, -rank:] @ torch.diag(values[-rank:]) @ vectors[:, -rank:].mT
+        diagonal = decay * diagonal + (average - new).diagonal()
+        low = new
+        weight = weight - lr * torch.linalg.solve(low + torch.diag(diagonal + damping), gradient)
+        # float64, 6 x 6
+        torch.testing.assert_close(model.weight.flatten(), weight, rtol=1e-9, atol=1e-9)
+    precision = vi.posterior.multiply_precision({"weight": torch.ones(2, 3)})["weight"].flatten()
+    torch.testing.assert_close(precision * 1e-30 / n, (low + torch.diag(diagonal)).sum(1), rtol=1e-9, atol=1e-9)
+
+
+def test_illegal_ranks() -> None:
+    with pytest.raises(ConfigError, match="rank must be an integer >= 1, got 0"):
+        SLANG(rank=0)
+    with pytest.raises(ConfigError, match="rank=5 is more than the number of weights, 4"):
+        Variational(nn.Linear(3, 1), method=SLANG(rank=5), task=Regression(), num_data=3)
