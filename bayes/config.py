@@ -44,7 +44,7 @@ class InferenceConfig:
     """How the posterior is found; null keeps the method's own default.
 
     Attributes:
-        lr: Learning rate.
+        lr: Learning rate; null is 0.01 for vadam and vprop, 0.1 for the others.
         decay: Weight of the old value in the running average of the curvature.
         momentum: Weight of the old value in the running average of the gradient.
         damping: Extrinsic damping; it shortens steps and is no part of the posterior.
@@ -66,8 +66,8 @@ class InferenceConfig:
     num_samples: Positive = 1
     temperature: PositiveFloat = 1.0
     prior_precision: PositiveFloat = 1.0
-    learn_prior: bool = True
-    noise_precision: PositiveFloat = 1.0
+    learn_prior: bool = False
+    noise_precision: PositiveFloat = 10.0
     learn_noise: bool = True
     noise_rate: Rate = 0.02
 
@@ -89,8 +89,8 @@ class FitConfig:
     """
 
     epochs: Positive = 200
-    max_steps: Positive | None = None
-    batch_size: Positive = 32
+    max_steps: Positive | None = 2000
+    batch_size: Positive = 50
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
 
     def lr_factor(self, done: float) -> float:

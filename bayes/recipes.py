@@ -12,6 +12,10 @@ import natgrad_apps.bayes as package
 from natgrad_apps.bayes.methods.base import Method
 from natgrad_apps.errors import ConfigError, unknown_name
 
+LEARNING_RATES = {"vadam": 0.01, "vprop": 0.01}
+DEFAULT_LR = 0.1
+"""First learning rates for standardized tables, where none is given; chosen with the preset ``uci``, see docs/bayes.md."""
+
 
 def methods() -> dict[str, type[Method]]:
     """Public methods by name."""
@@ -37,7 +41,7 @@ def build_method(name: str, arguments: Mapping[str, Any]) -> Method:
 
     Args:
         name: A key of `methods`.
-        arguments: Hyperparameters by name; the others keep their defaults.
+        arguments: Hyperparameters by name; the others keep their defaults, but for the learning rate, see `DEFAULT_LR`.
 
     Raises:
         ConfigError: There is no such method, or it has no such argument, or a value is not legal.
@@ -52,7 +56,7 @@ def build_method(name: str, arguments: Mapping[str, Any]) -> Method:
         if argument not in legal:
             raise unknown_name(f"argument of {name}", argument, legal)
     try:
-        built = cls(**arguments)
+        built = cls(**{"lr": LEARNING_RATES.get(name, DEFAULT_LR), **arguments})
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     except (TypeError, ValueError) as error:

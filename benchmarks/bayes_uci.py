@@ -1,0 +1,234 @@
+"""UCI regression with the published splits: every method with one configuration for all sets, in one run, beside published numbers.
+
+    python benchmarks/bayes_uci.py                                   # boston, concrete, yacht, splits 0-1, every method
+    python benchmarks/bayes_uci.py --methods noisy_kfac --splits 0-19
+    python benchmarks/bayes_uci.py --full                            # seven sets, 20 splits (protein 5): hours
+
+The configuration is the preset ``uci`` of `natgrad-bayes`; methods differ in the learning rate only (0.01 for Vadam, 0.1 for the
+others), chosen on splits 15 and 16 of boston, concrete and yacht. Splits are worked off one after another, all sets and methods in turn,
+and each result is written to ``--out`` at once: a run that is stopped and started again with the same ``--out`` goes on where it was.
+
+Prints for each set and method the mean and the standard error over splits of RMSE and of pointwise and joint test log-likelihood, in the
+unit of the target, and the CPU seconds of one split. ``--write`` puts the tables into ``docs/bayes.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __name__ == "__main__" and not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
+
+from benchmarks._deterministic import fit_deterministic
+from natgrad_apps._resources import config_path
+from natgrad_apps.bayes.config import RecipeConfig, UciConfig, parse_splits
+from natgrad_apps.bayes.data import load_uci
+from natgrad_apps.bayes.fitting import fit_split, published_split
+from natgrad_apps.bayes.uci import summary
+from natgrad_apps.runner import atomic, provenance, schema
+from natgrad_apps.runner.arguments import read_file
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENT = ROOT / "docs" / "bayes.md"
+BEGIN, END = "<!-- results of bayes_uci.py: begin -->", "<!-- results of bayes_uci.py: end -->"
+DETERMINISTIC = "deterministic"
+METHODS = ("noisy_kfac", "noisy_ekfac", "noisy_adam", "vadam", "vogn", DETERMINISTIC)
+"""The deterministic net is least squares by Adam, see `_deterministic`."""
+QUICK, SEVEN = ("boston", "concrete", "yacht"), ("boston", "concrete", "kin8nm", "naval", "power", "protein", "yacht")
+VALUES = ("rmse", "loglik_pointwise", "loglik_joint")
+PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
+    "SLANG (Mishkin et al. 2018; joint LL)": {
+        "boston": ("3.21 ± 0.19", "-2.58 ± 0.05"),
+        "concrete": ("5.58 ± 0.19", "-3.13 ± 0.03"),
+        "kin8nm": ("0.08 ± 0.00", "1.06 ± 0.00"),
+        "naval": ("0.00 ± 0.00", "4.76 ± 0.00"),
+        "power": ("4.16 ± 0.04", "-2.84 ± 0.01"),
+        "yacht": ("1.08 ± 0.06", "-1.88 ± 0.01"),
+    },
+    "Bayes by backprop (same source; joint LL)": {
+        "boston": ("3.43 ± 0.20", "-2.66 ± 0.06"),
+        "concrete": ("6.16 ± 0.13", "-3.25 ± 0.02"),
+        "kin8nm": ("0.08 ± 0.00", "1.07 ± 0.00"),
+        "naval": ("0.00 ± 0.00", "4.61 ± 0.01"),
+        "power": ("4.21 ± 0.03", "-2.86 ± 0.01"),
+        "yacht": ("1.13 ± 0.06", "-1.56 ± 0.02"),
+    },
+    "MC dropout, tuned per split (Gal & Ghahramani, 2018 re-run; pointwise LL)": {
+        "boston": ("2.90 ± 0.18", "-2.40 ± 0.04"),
+        "concrete": ("4.82 ± 0.16", "-2.93 ± 0.02"),
+        "kin8nm": ("0.08 ± 0.00", "1.14 ± 0.01"),
+        "naval": ("0.00 ± 0.00", "4.45 ± 0.00"),
+        "power": ("4.01 ± 0.04", "-2.80 ± 0.01"),
+        "protein": ("4.27 ± 0.02", "-2.87 ± 0.00"),
+        "yacht": ("0.67 ± 0.05", "-1.25 ± 0.01"),
+    },
+}
+Results = dict[str, dict[str, Any]]
+
+
+def recipe(method: str, overrides: Mapping[str, Any]) -> RecipeConfig:
+    """The preset with a method and what differs from it.
+
+    Args:
+        method: A key of `METHODS`.
+        overrides: Inference settings that the command line changes.
+    """
+    preset = schema.read(UciConfig, read_file(config_path("bayes", "uci")))
+    name = "noisy_kfac" if method == DETERMINISTIC else method
+    inference = dataclasses.replace(preset.inference, **overrides)
+    return RecipeConfig(name, preset.model, inference, preset.training, preset.prediction)
+
+
+def jobs(sets: Sequence[str], splits: Sequence[int] | None, methods: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """Set, split and method of every training, split by split.
+
+    Args:
+        sets: Names.
+        splits: Numbers; None for all that a set has.
+        methods: Names.
+    """
+    counts = {name: len(load_uci(name).splits) for name in sets}
+    for split in range(max(counts.values())) if splits is None else splits:
+        for name in sets:
+            if split < counts[name]:
+                yield from ((name, split, method) for method in methods)
+
+
+def run(name: str, split: int, method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Train and test once.
+
+    Args:
+        name: Data set.
+        split: Number of the split, and the seed.
+        method: A key of `METHODS`.
+        overrides: Inference settings that the command line changes.
+    """
+    table, start = load_uci(name), time.process_time()
+    rows, chosen = published_split(table, split), recipe(method, overrides)
+    found = fit_deterministic(table, rows, chosen, split) if method == DETERMINISTIC else fit_split(table, rows, chosen, split)
+    return {**{key: found[key] for key in (*VALUES, "noise_std", "steps")}, "cpu_seconds": time.process_time() - start}
+
+
+def tables(results: Results) -> str:
+    """Markdown: one table a set.
+
+    Args:
+        results: By ``"set split method"``.
+    """
+    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for key, value in results.items():
+        name, _, method = key.split()
+        found.setdefault(name, {}).setdefault(method, []).append(value)
+    parts = []
+    for name in sorted(found):
+        lines = [f"**{name}**", "", "| method | splits | RMSE | LL pointwise | LL joint | CPU s a split |", "|---|---|---|---|---|---|"]
+        for method, values in found[name].items():
+            cells = [_cell([v[key] for v in values]) for key in VALUES]
+            seconds = math.fsum(v["cpu_seconds"] for v in values) / len(values)
+            lines.append(f"| {method} | {len(values)} | {' | '.join(cells)} | {seconds:.1f} |")
+        for source, numbers in PUBLISHED.items():
+            if name in numbers:
+                rmse, loglik = numbers[name]
+                pair = ("", loglik) if "joint" in source else (loglik, "")
+                lines.append(f"| {source} | 20 | {rmse} | {pair[0]} | {pair[1]} | |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _cell(values: Sequence[float]) -> str:
+    found = summary(values)
+    digits = 2 if abs(found["mean"]) >= 0.5 else 5 if abs(found["mean"]) < 0.01 else 4
+    spread = "" if math.isnan(found["se"]) else f" ± {found['se']:.{digits}f}"
+    return f"{found['mean']:.{digits}f}{spread}"
+
+
+def write_block(text: str, document: Path = DOCUMENT) -> None:
+    """Replace the results block of the page.
+
+    Args:
+        text: The new block.
+        document: The page.
+    """
+    before, rest = document.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+
+
+def read_results(path: Path, overrides: Mapping[str, Any]) -> Results:
+    """What an earlier run left, empty for a new one.
+
+    Args:
+        path: The JSON file.
+        overrides: Of this run.
+
+    Raises:
+        SystemExit: The file is of other settings.
+    """
+    if not path.is_file():
+        return {}
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if saved["settings"] != _settings(overrides):
+        raise SystemExit(f"{path} was written with other settings; give another --out, or remove it")
+    found: Results = saved["results"]
+    return found
+
+
+def _settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    return {method: schema.to_plain(recipe(method, overrides)) for method in METHODS}
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--sets", nargs="+", choices=SEVEN, help="data sets (default: boston concrete yacht)")
+    parser.add_argument("--splits", help="such as 0-4 (default: 0-1; all with --full)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--full", action="store_true", help="seven sets, all splits")
+    parser.add_argument("--learn_prior", action="store_true", help="learn each layer's prior precision too")
+    parser.add_argument("--out", type=Path, default=Path("bayes_uci.json"), help="JSON file of all results; a run goes on from it")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/bayes.md")
+    parser.add_argument("--print", action="store_true", help="train nothing: print (and --write) what --out holds")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run.
+
+    Args:
+        argv: The command line.
+    """
+    options = _arguments(argv)
+    torch.set_num_threads(1)
+    overrides = {"learn_prior": True} if options.learn_prior else {}
+    results = read_results(options.out, overrides)
+    sets = options.sets or (SEVEN if options.full else QUICK)
+    splits = parse_splits(options.splits) if options.splits else None if options.full else [0, 1]
+    source = {"commit": provenance.git_commit(ROOT / "natgrad_apps" / "__init__.py"), "machine": provenance.machine(torch.device("cpu"))}
+    for name, split, method in [] if options.print else jobs(sets, splits, options.methods):
+        key = f"{name} {split} {method}"
+        if key in results:
+            continue
+        results[key] = found = run(name, split, method, overrides)
+        atomic.write_json(options.out, {"settings": _settings(overrides), "source": source, "results": results})
+        print(f"{key}: rmse {found['rmse']:.4g}  loglik {found['loglik_pointwise']:.4g}  {found['cpu_seconds']:.1f} s", flush=True)
+    text = tables(results)
+    print("\n" + text)
+    if options.write:
+        flags = " --learn_prior" if options.learn_prior else ""
+        machine = f"{os.cpu_count()} cores shared with other work, torch {torch.__version__}, Python {platform.python_version()}"
+        write_block(f"command: `python benchmarks/bayes_uci.py{flags}`   {machine}\n\n{text}")
+
+
+if __name__ == "__main__":
+    main()
