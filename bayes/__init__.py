@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from natgrad_apps.bayes.methods.full import FullGaussian
+from natgrad_apps.bayes.methods.ivon import IVON
 from natgrad_apps.bayes.methods.noisy import NoisyAdam, NoisyEKFAC, NoisyKFAC
 from natgrad_apps.bayes.methods.slang import SLANG
 from natgrad_apps.bayes.methods.vadam import Vadam, Vprop
 from natgrad_apps.bayes.methods.vogn import VOGN
+from natgrad_apps.bayes.methods.von import VON
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import Prior
 from natgrad_apps.bayes.tasks import Classification, Regression
 from natgrad_apps.bayes.variational import DataSize, StepInfo, Variational
 
 __all__ = [
+    "IVON",
     "SLANG",
     "VOGN",
+    "VON",
     "Classification",
     "DataSize",
     "FullGaussian",

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from natgrad_apps.bayes import (
+    IVON,
     SLANG,
     VOGN,
+    VON,
     Classification,
     FullGaussian,
     NoisyAdam,
@@ -146,7 +148,7 @@ def trained_flat(method: Method) -> Variational:
     return vi
 
 
-FLAT = [Vadam(), Vprop(), VOGN(), FullGaussian(), SLANG(rank=3)]
+FLAT = [Vadam(), Vprop(), VOGN(), VON(), IVON(), FullGaussian(), SLANG(rank=3)]
 
 
 @pytest.mark.parametrize("method", [*METHODS, *FLAT], ids=lambda m: getattr(m, "__name__", type(m).__name__))
@@ -170,8 +172,9 @@ def test_covariance_of_samples_of_flat_methods(method: Method) -> None:
     vi = trained_flat(method)
     normal = vi.posterior.parts["weights"].normal
     averages = vi._learner.averages()  # type: ignore[attr-defined]
-    if "squares" in averages:
-        curvature = torch.diag(averages["squares"])
+    diagonal = averages.get("squares", averages.get("hessian"))
+    if diagonal is not None:
+        curvature = torch.diag(diagonal.clamp_min(0))
     elif "curvature" in averages:
         curvature = averages["curvature"]
     else:

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from natgrad_apps import KFAC, FactoredTikhonov, NaturalGradient, Periodic
 from natgrad_apps.bayes import (
+    IVON,
     SLANG,
     VOGN,
+    VON,
     Classification,
     DataSize,
     FullGaussian,
@@ -39,6 +41,8 @@ METHODS: list[Method] = [
     VOGN(),
     FullGaussian(),
     SLANG(rank=2),
+    IVON(),
+    VON(),
 ]
 
 

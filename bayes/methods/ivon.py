@@ -1,0 +1,127 @@
+"""IVON: mean-field variational inference whose curvature needs gradients only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
+from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
+from natgrad_apps.bayes.methods.flat import FlatLearner
+from natgrad_apps.errors import ConfigError, check_fraction, check_positive
+
+
+@dataclass(frozen=True)
+class IVON(Method):
+    r"""Improved variational online Newton.
+
+    With ``w = mu + e``, ``Sigma = (lambda/N) diag(h + gamma)^-1``, ``gamma = lambda p / N`` and ``g`` the gradient of the mean loss at
+    ``w``, Price's theorem gives the expected Hessian's diagonal from the noise: integrating by parts, ``E[H_ii] = E[g_i e_i] / Sigma_ii``, so::
+
+        ĥ  = (N/lambda) (h + gamma) mean_k[g e]
+        m  <- b1 m + (1 - b1) g
+        h  <- b2 h + (1 - b2) ĥ + 1/2 (1 - b2)^2 (h - ĥ)^2 / (h + gamma)
+        mu <- mu - lr (h0 + gamma) clip((m / (1 - b1^t) + gamma mu) / (h + gamma))
+
+    The last term of ``h`` keeps ``h + gamma > 0``: with ``a = (ĥ - h)/(h + gamma)`` and ``r = 1 - b2`` the new ``h + gamma`` is
+    ``(h + gamma) (1 + r a + r^2 a^2 / 2)``, and that quadratic has no real zero.
+
+    Departures from the paper: none in the update. The antithetic weight samples of `Variational` lower the variance of ``ĥ``.
+
+    Cost: one forward and backward pass a sample, as Adam; memory ``5 n``.
+    Reference: Shen, Daheim, Cong, Nickl, Marconi, Bazan, Yokota, Gurevych, Cremers, Khan & Möllenhoff, Variational learning is effective
+    for large deep networks, ICML 2024, arXiv 2402.17641, algorithm 1.
+
+    Attributes:
+        lr: Learning rate; the step is scaled by ``h0 + gamma``, so it is comparable to that of SGD at the beginning.
+        betas: ``b1`` and ``b2``, in [0, 1).
+        initial_curvature: ``h0``.
+        clip: Largest entry of the preconditioned gradient.
+
+    Raises:
+        ConfigError: A value is not legal.
+    """
+
+    lr: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.99999)
+    initial_curvature: float = 1.0
+    clip: float = math.inf
+
+    def __post_init__(self) -> None:
+        check_positive("lr", self.lr, allow_zero=True)
+        for i, beta in enumerate(self.betas):
+            check_fraction(f"betas[{i}]", beta)
+        check_positive("initial_curvature", self.initial_curvature)
+        if not isinstance(self.clip, (int, float)) or not self.clip > 0:
+            raise ConfigError(f"clip must be > 0 (math.inf for none), got {self.clip!r}")
+
+    def start(self, problem: Problem) -> IVONLearner:
+        """See `Method`."""
+        return IVONLearner(problem, self)
+
+
+class IVONLearner(FlatLearner):
+    """The running average ``h``.
+
+    Args:
+        problem: What is to be solved.
+        method: Hyperparameters.
+
+    Attributes:
+        hessian: ``h``.
+    """
+
+    def __init__(self, problem: Problem, method: IVON) -> None:
+        super().__init__(problem, method.lr, method.betas[0])
+        self.method = method
+        self.hessian = self.flat.full(method.initial_curvature)
+        self._products: Tensor | None = None
+        self.begin()
+
+    def normal(self) -> Normal:
+        """Precision ``(h + gamma) N / lambda``."""
+        return DiagonalNormal((self.hessian + self.intrinsic()) / self.problem.scale)
+
+    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
+        """The gradient, and its product with the noise."""
+        before, self._gradients = self._gradients, {}
+        outcome = super().gather(batch, noise)
+        found = self.flat.gather(self.take())
+        product = found * self.flat.gather(noise)
+        self._products = product if self._products is None else self._products.add_(product)
+        self._gradients = {"weights": before["weights"].add_(found) if "weights" in before else found}
+        return outcome
+
+    def discard(self) -> None:
+        """Forget the product too."""
+        super().discard()
+        self._products = None
+
+    @torch.no_grad()
+    def update(self) -> bool:
+        """See `IVON`."""
+        gradient, products = self._gradients["weights"], self._products
+        self.discard()
+        assert products is not None
+        if not bool((products.sum() + gradient.sum()).isfinite()):
+            return False
+        self.steps += 1
+        gamma, rate, mu = self.intrinsic(), 1 - self.method.betas[1], self.mean()
+        # The noise came from the posterior's own precision, which is older than a prior that was learned since.
+        (part,) = self.posterior.parts.values()
+        estimate = part.normal.multiply_precision(products)
+        change = estimate - self.hessian
+        self.hessian = self.hessian + rate * change + 0.5 * rate**2 * change.square() / (self.hessian + gamma)
+        direction = (self.average(gradient) + gamma * mu) / (self.hessian + gamma)
+        limit = self.method.clip
+        self.move(direction.clamp_(-limit, limit) * (self.method.initial_curvature + gamma))
+        self.follow()
+        return True
+
+    def averages(self) -> dict[str, Tensor]:
+        """``h``."""
+        return {"hessian": self.hessian}
