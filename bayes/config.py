@@ -88,8 +88,8 @@ class FitConfig:
         lr_schedule: constant; cosine falls to 0 over the run; step divides the rate by 10 after half of it.
     """
 
-    epochs: Positive = 200
-    max_steps: Positive | None = 2000
+    epochs: Positive = 500
+    max_steps: Positive | None = 4000
     batch_size: Positive = 50
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
 
