@@ -97,11 +97,11 @@ class OptimizerConfig:
     """
 
     name: Literal["natural_gradient", "adam", "sgd"] = "natural_gradient"
-    lr: Rate = 0.1
+    lr: Rate = 0.03
     momentum: Share = 0.9
     weight_decay: Annotated[float, Range(low=0)] = 5e-4
     curvature: Curvature | str | Mapping[str, Any] = "gram_kfac"
-    damping: Damping | float | str | Mapping[str, Any] = field(default_factory=lambda: {"name": "factored_tikhonov", "value": 0.001})
+    damping: Damping | float | str | Mapping[str, Any] = field(default_factory=lambda: {"name": "factored_tikhonov", "value": 0.01})
     step: StepRule | str | Mapping[str, Any] = field(default_factory=lambda: {"name": "kl_clip", "kl_clip": 0.01})
     refresh: Refresh | str | Mapping[str, Any] = field(
         default_factory=lambda: {"name": "periodic", "statistics_period": 10, "inverse_period": 10}
@@ -211,7 +211,7 @@ class CompareConfig(TrainConfig):
 
     seeds: Annotated[int, Range(low=2)] = 10
     tune_seeds: NonNegative = 2
-    natural_gradient_lr: list[Rate] = field(default_factory=lambda: [0.1, 0.03])
+    natural_gradient_lr: list[Rate] = field(default_factory=lambda: [0.03, 0.1])
     adam_lr: list[Rate] = field(default_factory=lambda: [0.01, 0.05])
     weight_decay: list[Annotated[float, Range(low=0)]] = field(default_factory=lambda: [5e-4, 2e-3])
 

@@ -1,0 +1,140 @@
+"""Node classification with the natural gradient and with Adam: paired seeds, both tuned by grids of one size in the same run.
+
+    python benchmarks/graph_accuracy.py                       # Cora and CiteSeer, the public split, with and without pseudo-labels; 10 seeds
+    python benchmarks/graph_accuracy.py --cases cora_public --seeds 3
+    python benchmarks/graph_accuracy.py --full                # also Cora complete, Coauthor CS and Amazon Computers
+
+Set NATGRAD_DATA to a folder with planetoid/ and gnn-benchmark/, or the data is downloaded. The grid is two learning rates and two weight
+decays; its runs have seeds of their own (from 100000), and the point with the best mean validation accuracy is taken. Test accuracy is that
+of the epoch with the lowest validation loss. Then 10 timed epochs of each optimizer take turns, for the cost of an epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __name__ == "__main__" and not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
+
+from benchmarks._timing import environment
+from natgrad_apps.graphs import runs
+from natgrad_apps.graphs.comparing import contest, paired, table
+from natgrad_apps.graphs.config import CompareConfig, ModelConfig, OptimizerConfig, PseudoConfig
+from natgrad_apps.graphs.data import GraphData
+
+KFAC = OptimizerConfig(lr=0.03, damping={"name": "factored_tikhonov", "value": 0.001})
+PSEUDO = PseudoConfig(enabled=True, gamma=5.0)
+_BASE = CompareConfig(
+    dataset="Cora",
+    split="public",
+    optimizer=KFAC,
+    epochs=200,
+    natural_gradient_lr=[0.03, 0.1],
+    adam_lr=[0.01, 0.05],
+    weight_decay=[5e-4, 1e-3],
+    device="cpu",
+    threads=1,
+)
+_SHCHUR = replace(
+    _BASE,
+    split="shchur",
+    model=ModelConfig(hidden=64, dropout=0.8),
+    optimizer=replace(KFAC, damping={"name": "factored_tikhonov", "value": 0.01}),
+    target=0.85,
+    patience=50,
+)
+CASES: dict[str, CompareConfig] = {
+    "cora_public": _BASE,
+    "cora_public_pseudo": replace(_BASE, pseudo_labels=PSEUDO),
+    "citeseer_public": replace(_BASE, dataset="CiteSeer", target=0.68),
+    "citeseer_public_pseudo": replace(_BASE, dataset="CiteSeer", pseudo_labels=PSEUDO, target=0.68),
+    "cora_complete": replace(
+        _BASE,
+        split="complete",
+        model=ModelConfig(hidden=64),
+        optimizer=replace(
+            KFAC,
+            damping={"name": "factored_tikhonov", "value": 0.01},
+            refresh={"name": "periodic", "statistics_period": 50, "inverse_period": 50},
+        ),
+        weight_decay=[1e-4, 5e-4],
+        target=0.87,
+    ),
+    "cs_shchur": replace(_SHCHUR, dataset="CS", data=replace(_BASE.data, normalize_features=True)),
+    "computers_shchur": replace(_SHCHUR, dataset="Computers", target=0.78),
+}
+QUICK = ("cora_public", "cora_public_pseudo", "citeseer_public", "citeseer_public_pseudo")
+EPOCHS = 10
+
+
+def epoch_cost(config: CompareConfig, data: GraphData) -> dict[str, float]:
+    """Milliseconds of an epoch (forward, statistics, backward, step) of each optimizer, and their ratio; medians of rounds that take turns.
+
+    Args:
+        config: The case.
+        data: The graph.
+    """
+    adam = replace(config.optimizer, name="adam", lr=0.01)
+    trainers = {
+        name: runs.open_trainer(config.run(optimizer=o), data) for name, o in (("natural_gradient", config.optimizer), ("adam", adam))
+    }
+    times: dict[str, list[float]] = {name: [] for name in trainers}
+    for turn in range(6):
+        for name, trainer in trainers.items():
+            start = time.perf_counter()
+            for _ in range(EPOCHS):
+                trainer.step()
+                trainer.progress.epoch += 1
+            if turn:  # the first one warms up
+                times[name].append(1e3 * (time.perf_counter() - start) / EPOCHS)
+    ratios = [a / b for a, b in zip(times["natural_gradient"], times["adam"], strict=True)]
+    return {**{name: statistics.median(values) for name, values in times.items()}, "ratio": statistics.median(ratios)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run, print, and write the numbers as JSON if asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=None)
+    parser.add_argument("--seeds", type=int, default=10, help="paired seeds (default 10)")
+    parser.add_argument("--first-seed", type=int, default=0, help="seeds run from this one (default 0)")
+    parser.add_argument("--tune-seeds", type=int, default=2, help="seeds of each point of the grid (default 2)")
+    parser.add_argument("--epochs", type=int, default=200, help="epochs of a run (default 200)")
+    parser.add_argument("--full", action="store_true", help="every case")
+    parser.add_argument("--out", type=Path, help="JSON file for the numbers")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {}
+    for case in options.cases or (list(CASES) if options.full else QUICK):
+        config = replace(CASES[case], seeds=options.seeds, seed=options.first_seed, tune_seeds=options.tune_seeds, epochs=options.epochs)
+        data = runs.open_data(config)
+        _, split = runs.split_data(config, data)
+        print(f"\n{case}: {data.name}, {split}, {config.epochs} epochs, target {100 * config.target:g}% validation accuracy", flush=True)
+        contestants = contest(config, data, lambda text: print("  " + text, flush=True))
+        cost = epoch_cost(config, data)
+        print(table(contestants))
+        print(
+            f"cost of an epoch: natural gradient {cost['natural_gradient']:.1f} ms, Adam {cost['adam']:.1f} ms, ratio {cost['ratio']:.2f}"
+        )
+        found[case] = {
+            "split": str(split),
+            **{c.name: c.summary() for c in contestants},
+            "paired_difference": paired(contestants[0], contestants[1]),
+            "epoch_cost": cost,
+        }
+        if options.out is not None:  # after every case: a long run that is stopped leaves what it has
+            options.out.write_text(json.dumps({"environment": environment(["torch", "torch-geometric"]), "cases": found}, indent=1))
+    print(", ".join(f"{k} {v}" for k, v in environment(["torch", "torch-geometric", "numpy"]).items()))
+
+
+if __name__ == "__main__":
+    main()
