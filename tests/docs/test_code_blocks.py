@@ -12,6 +12,7 @@ import torch
 
 from natgrad_apps.agents import cli
 from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.bayes import cli as bayes_cli
 from natgrad_apps.runner.arguments import parse, read_config
 from tests.docs.markdown import ROOT, Block, blocks, documents
 
@@ -68,7 +69,7 @@ def test_files_in_shell_blocks_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_are_legal(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verbs, options, presets and values of `natgrad-acktr` are what its parser takes; nothing is trained."""
+    """Verbs, options, presets and values of the commands are what their parsers take; nothing is trained."""
     monkeypatch.chdir(ROOT)
     for line in shell_lines(page):
         program, *words = shlex.split(line, comments=True)
@@ -76,6 +77,11 @@ def test_commands_are_legal(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
             options = parse(cli.PROGRAM, cli.DESCRIPTION, cli._verbs(), words)
             if options.text("config") is not None:
                 assert read_config(TrainConfig, cli.KIND, options.text("config"), options)
+        elif program == bayes_cli.PROGRAM:
+            options = parse(program, bayes_cli.DESCRIPTION, bayes_cli._verbs(), words)
+            cls = bayes_cli._verbs()[options.verb].config
+            if cls is not None:
+                assert read_config(cls, bayes_cli.KIND, options.text("config"), options)
 
 
 def test_hidden_and_indented_blocks_are_found() -> None:
