@@ -1,6 +1,6 @@
 """Node classification with the natural gradient and with Adam: paired seeds, both tuned by grids of one size in the same run.
 
-    python benchmarks/graph_accuracy.py                       # Cora and CiteSeer, the public split, with and without pseudo-labels; 10 seeds
+    python benchmarks/graph_accuracy.py                       # Cora and CiteSeer, public split, with and without pseudo-labels; 10 seeds
     python benchmarks/graph_accuracy.py --cases cora_public --seeds 3
     python benchmarks/graph_accuracy.py --full                # also Cora complete, Coauthor CS and Amazon Computers
 

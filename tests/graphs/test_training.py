@@ -277,3 +277,10 @@ def test_a_checkpoint_of_another_graph_is_refused(tables: DataConfig, tmp_path: 
     with pytest.raises(ConfigError, match=r"has no state\.pt"):
         runs.unpack({}, other)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[2] / "configs" / "graphs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_presets_are_legal(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in ("train", "compare"):
+        assert main([verb, "--config", path.stem, "--print_config"]) == 0
+        assert "dataset:" in capsys.readouterr().out
