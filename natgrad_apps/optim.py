@@ -16,6 +16,7 @@ from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unk
 from natgrad_apps.likelihoods import Likelihood
 from natgrad_apps.objectives import Gradients, Objectives, add
 from natgrad_apps.preconditioner import Preconditioner
+from natgrad_apps.ranks import Ranks
 from natgrad_apps.refresh.base import Refresh
 from natgrad_apps.report import Share, describe_skipped, describe_step, quadratic
 from natgrad_apps.statistics.fisher import Fisher
@@ -79,6 +80,7 @@ class NaturalGradient(torch.optim.Optimizer):
         **defaults: Unpack[GroupDefaults],
     ) -> None:
         self.preconditioner = Preconditioner(model, curvature, damping=damping, refresh=refresh, fisher=fisher, strict=strict)
+        self._model = model
         self.objectives = Objectives(step)
         self._taken: dict[str, list[nn.Parameter]] = {}
         unknown = sorted(set(defaults) - set(GroupDefaults.__annotations__))
@@ -113,6 +115,22 @@ class NaturalGradient(torch.optim.Optimizer):
         """Gather Fisher statistics of the recorded forward pass; see `Preconditioner.observe`."""
         self.preconditioner.observe(likelihood, targets)
 
+    def distribute(self, group: Any = None) -> Ranks:
+        """From now on, train together with the other processes of a group: gradients and statistics are averaged over them in `step`.
+
+        Each rank computes the mean loss of its own part of the batch; parts are taken to be of equal size. The model's parameters and
+        buffers are set to those of the first rank. Do not wrap the model in ``DistributedDataParallel`` as well.
+
+        Args:
+            group: A process group of `torch.distributed`; None for the default one.
+
+        Raises:
+            ConfigError: See `Preconditioner.distribute`.
+        """
+        ranks = self.preconditioner.distribute(group)
+        ranks.synchronize(self._model)
+        return ranks
+
     def collect(self, objective: str) -> None:
         """Take the gradients that ``backward()`` has left in ``.grad`` as those of one objective, and clear them there.
 
@@ -144,6 +162,8 @@ class NaturalGradient(torch.optim.Optimizer):
             rule = type(core.damping).__name__
             raise ConfigError(f"damping {rule} needs step(closure) with a closure that returns the loss on this batch")
         parts = self.objectives.take(self._parameters())
+        if core.ranks is not None:
+            parts = _over_ranks(core.ranks, parts)
         self._decay_weights(next(iter(parts.values())))
         gradients = add(parts.values())
         norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
@@ -278,3 +298,12 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ConfigError(f"this is no state of NaturalGradient: it has {sorted(state_dict)} and no 'curvature'")
         self.preconditioner.load_state_dict(state_dict["curvature"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
+
+
+@torch.no_grad()
+def _over_ranks(ranks: Ranks, parts: Mapping[str, Gradients]) -> dict[str, Gradients]:
+    """Mean gradients; every rank has gradients for the same parameters."""
+    names = [f"{name}/{i}" for name, part in parts.items() for i, p in enumerate(part)]
+    ranks.require_equal_names(names, "parameters with a gradient")
+    mean = iter(ranks.mean([g for part in parts.values() for g in part.values()]))
+    return {name: {p: next(mean) for p in part} for name, part in parts.items()}

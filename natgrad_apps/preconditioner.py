@@ -6,6 +6,7 @@ Applications that are no optimizers (posterior samplers, analysis) use it direct
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,9 @@ from natgrad_apps.damping.base import Damping
 from natgrad_apps.errors import CaptureError, ConfigError, NonFiniteWarning
 from natgrad_apps.likelihoods import Likelihood
 from natgrad_apps.observation import Moments, Observer
+from natgrad_apps.ranks import Ranks
 from natgrad_apps.refresh.base import Refresh
+from natgrad_apps.registry import component_name
 from natgrad_apps.statistics.fisher import Fisher
 from natgrad_apps.types import DampingValue
 
@@ -42,6 +45,7 @@ class Preconditioner:
         block_damping: Damping of single blocks, 0-d tensors, in place of the common value from their next refresh on. Blocks that share one
             tensor are factorized in one batch. Not part of `state_dict`: who sets it sets it before every `update`.
         refreshed: Names of the blocks that the last `update` refactorized.
+        ranks: The processes that statistics are averaged over; see `distribute`.
 
     Raises:
         ConfigError: An argument is not legal.
@@ -76,6 +80,29 @@ class Preconditioner:
         self._pending: dict[str, Moments] = {}
         self._ready: set[str] = set()
         self._overdue: set[str] = set()
+        self.ranks: Ranks | None = None
+
+    def distribute(self, group: Any = None) -> Ranks:
+        """From now on average statistics over the processes of a group, each of which observes its own part of a batch.
+
+        The Monte-Carlo Fisher draws with ``seed + rank``, so that ranks draw different targets.
+
+        Args:
+            group: A process group of `torch.distributed`; None for the default one.
+
+        Raises:
+            ConfigError: There is no process group, the curvature cannot be averaged over ranks, or something was observed already.
+        """
+        if not self.curvature.averages_over_ranks:
+            raise ConfigError(
+                f"curvature {component_name(type(self.curvature))!r} keeps more of a batch than means over its terms, which ranks cannot "
+                "average; use 'kfac', 'diagonal' or 'exact'"
+            )
+        if self._observer.seen:
+            raise ConfigError("distribute() must be called before the first observe(), or before load_state_dict() of a resumed run")
+        self.ranks = Ranks(self.damping_value.device, group)
+        self._observer.fisher = dataclasses.replace(self._observer.fisher, seed=self._observer.fisher.seed + self.ranks.rank)
+        return self.ranks
 
     @property
     def fisher(self) -> Fisher:
@@ -141,10 +168,14 @@ class Preconditioner:
         seen = self._observer.seen
         if not seen:
             raise CaptureError("no statistics yet: call observe() inside `with optimizer.capture():` before the first step")
+        if self.ranks is not None:
+            self._pending = self._over_ranks(self.ranks)
         checks = [self.blocks[name].curvature.finite(pending.values) for name, pending in self._pending.items()]
         if accept is None:
             accept = torch.ones((), dtype=torch.bool, device=self.damping_value.device)
         accept = torch.stack([accept, *checks]).all()
+        if self.ranks is not None:
+            accept = self.ranks.every(accept)
         due = seen & {*self.refresh.blocks_due(self.step_count, list(self.blocks)), *self._overdue} | (seen - self._ready)
         self.step_count += 1
         self.refreshed = ()
@@ -162,6 +193,23 @@ class Preconditioner:
         self._refresh([name for name in self.blocks if name in due])
         self._overdue.clear()
         return accept
+
+    @torch.no_grad()
+    def _over_ranks(self, ranks: Ranks) -> dict[str, Moments]:
+        """Means of the pending moments over the terms of all ranks."""
+        if not self._pending and not self.statistics_due:
+            return {}
+        names = sorted(self._pending)
+        ranks.require_equal_names(names, "observed blocks")
+        pending = [self._pending[name] for name in names]
+        terms = [torch.as_tensor(p.terms, dtype=torch.float64, device=self.damping_value.device) for p in pending]
+        scaled = [value * t.to(value) for p, t in zip(pending, terms, strict=True) for value in p.values.values()]
+        totals = ranks.total([*scaled, *terms])
+        counts, sums = totals[len(scaled) :], iter(totals[: len(scaled)])
+        return {
+            name: Moments({key: next(sums) / count.to(value) for key, value in p.values.items()}, count)
+            for name, p, count in zip(names, pending, counts, strict=True)
+        }
 
     def reject(self, rejected: Tensor) -> None:
         """Count a rejected step where the 0-d boolean tensor is true; on the CPU, warn."""

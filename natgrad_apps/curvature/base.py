@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,11 @@ class Curvature(ABC):
     Attributes:
         decay: Weight of the old value in the running averages, at most. The ``t``-th batch has the weight ``max(1 - decay, 1/t)``, so early
             averages are plain means (Martens & Grosse 2015, section 5).
+        averages_over_ranks: Whether the moments of parts of a batch, measured by separate processes, may be averaged; not so if they are
+            no means, or refer to a basis of their own batch.
     """
+
+    averages_over_ranks: ClassVar[bool] = True
 
     decay: float = 0.95
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class EKFAC(KFAC):
     Reference: George, Laurent, Bouthillier, Ballas & Vincent, Fast approximate natural gradient descent in a
     Kronecker-factored eigenbasis, NeurIPS 2018, arXiv 1806.03884.
     """
+
+    averages_over_ranks: ClassVar[bool] = False
 
     def measure(self, state: State, statistics: Statistics) -> dict[str, Tensor]:
         """``A``, ``G`` and ``s`` of this batch; before the first refresh the basis is that of the batch itself."""

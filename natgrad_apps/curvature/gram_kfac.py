@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class GramKFAC(KFAC):
     Reference: see `KFAC`; the Gram form as in Ren & Goldfarb, Efficient subsampled Gauss-Newton and natural gradient methods for training
     neural networks, 2019, arXiv 1906.02353.
     """
+
+    averages_over_ranks: ClassVar[bool] = False
 
     def measure(self, state: State, statistics: Statistics) -> dict[str, Tensor]:
         """``R`` or ``A``, and ``G`` of this batch."""
