@@ -101,8 +101,8 @@ def _reliability(found: Prediction, y: Tensor, fit: Fit, folder: Path) -> Path:
         centers = (np.arange(metrics.BINS) + 0.5) / metrics.BINS
         axis.bar(centers[some], right[some], width=0.9 / metrics.BINS, color=COLORS[5], label="accuracy of a bin")
         axis.plot(confidence[some], right[some], "o", color=COLORS[0], label="at its mean confidence")
-        for x, height, n in zip(centers[some], right[some], count[some], strict=True):
-            axis.annotate(f"{n:.0f}", (x, height), ha="center", va="bottom", fontsize=7)
+        for x, n in zip(centers[some], count[some], strict=True):
+            axis.annotate(f"{n:.0f}", (x, 0.01), ha="center", va="bottom", fontsize=7)
         axis.set_xlabel(f"confidence (ECE {metrics.calibration_error(found.mean, y):.3f}, {metrics.BINS} bins; numbers are test rows)")
         axis.set_ylabel("accuracy")
     axis.set_xlim(0, 1)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +122,14 @@ def test_a_failure_keeps_the_traceback_and_the_checkpoint(
     assert "Traceback" in (out / "log.txt").read_text()
     assert main(["train", "--resume", str(out)]) == 0  # from the checkpoint of step 7
     assert rows(out) == rows(finished_run)
+
+
+@pytest.mark.filterwarnings("default")
+def test_warnings_are_kept_in_the_log(finished_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop_at(5, lambda: warnings.warn("mind the step", RuntimeWarning, stacklevel=1), monkeypatch)
+    assert main(["train", "--config", str(finished_run / "config.yaml"), "--out", str(tmp_path / "run")]) == 0
+    assert "RuntimeWarning: mind the step" in (tmp_path / "run" / "log.txt").read_text()
+    assert "RuntimeWarning: mind the step" in capsys.readouterr().err
 
 
 def test_print_config_resolves_and_writes_nothing(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import bayes_uci
 from natgrad_apps._resources import available_configs
-from natgrad_apps.bayes.config import FitConfig, TrainConfig, UciConfig
+from natgrad_apps.bayes.config import FitConfig, RecipeConfig, TrainConfig, UciConfig
+from natgrad_apps.bayes.data.uci import read_uci
+from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.bayes.recipes import methods
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import read_file
@@ -67,3 +71,33 @@ def test_the_benchmark_runs_writes_and_goes_on(tmp_path: Path, monkeypatch: pyte
     bayes_uci.write_block("new", page)
     assert page.read_text() == f"above\n{bayes_uci.BEGIN}\nnew\n{bayes_uci.END}\nbelow\n"
     assert "**yacht**" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_every_public_method_trains_by_name(name: str, tmp_path: Path) -> None:
+    write_uci(tmp_path / "yacht")
+    table = read_uci(tmp_path / "yacht", "yacht")
+    fit = Fit(table, table.splits[0], RecipeConfig(method=name, training=FitConfig(epochs=2, batch_size=8)), seed=0)
+    before = [p.clone() for p in fit.vi.model.parameters()]
+    while fit.steps_done < fit.steps_total:
+        fit.step()
+    assert fit.steps_done == 4
+    assert any(not torch.equal(a, b) for a, b in zip(before, fit.vi.model.parameters(), strict=True))
+    assert all(math.isfinite(value) for value in fit.evaluate(4).values())
+
+
+def test_batches_cover_an_epoch_and_differ_by_one_row_at_most(tmp_path: Path) -> None:
+    write_uci(tmp_path / "yacht")
+    table = read_uci(tmp_path / "yacht", "yacht")
+    fit = Fit(table, table.splits[0], RecipeConfig(training=FitConfig(epochs=1, batch_size=6)), seed=0)
+    fit.step()
+    # 16 rows: round(16 / 6) = 3 batches
+    assert sorted(len(part) for part in fit._parts) == [5, 5, 6]
+    assert sorted(torch.cat(fit._parts).tolist()) == list(range(16))
+
+
+def test_the_longest_training_may_be_bounded(tmp_path: Path) -> None:
+    write_uci(tmp_path / "yacht")
+    table = read_uci(tmp_path / "yacht", "yacht")
+    bounded = RecipeConfig(training=FitConfig(epochs=100, batch_size=8, max_steps=7))
+    assert Fit(table, table.splits[0], bounded, seed=0).steps_total == 7
