@@ -150,7 +150,7 @@ class TrainConfig(RecipeConfig):
         split: Number of the published split of a UCI set; else the seed of a random one.
         test_fraction: Share of the rows that test, where no split is published.
         log_every: Steps between two rows of metrics.csv.
-        checkpoint_every: Steps between two checkpoints; one is written at the end and at an interruption anyway.
+        checkpoint_every: Steps between two checkpoints; one is written at the start, at the end and at an interruption anyway.
         seed: Seed of first weights, batches, weight samples and predictions.
         device: Where the network lives; auto takes CUDA where there is one.
         threads: CPU threads of torch; null leaves torch's choice.

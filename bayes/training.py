@@ -129,6 +129,8 @@ class _Session:
             stack.callback(events.close)
             rows = f"{fit.schema.rows} training rows, {len(fit.split.test)} test rows, {len(fit.schema.features)} inputs"
             view.say(f"{title}: {rows}, {fit.steps_total:,} steps, seed {config.seed}, {fit.device}")
+            if not resumed:
+                self._save()
             self._learn(flag, view, events)
             result = fit.evaluate()
             self._count_time()
@@ -154,8 +156,6 @@ class _Session:
             if last or fit.steps_done % config.checkpoint_every == 0:
                 self._save()
             self._show(info, view, last=last)
-        if not self.folder.checkpoints.steps():  # pragma: no cover - at least one step is taken, which is the last
-            self._save()
 
     def _write_row(self, info: StepInfo, events: SummaryWriter) -> None:
         fit = self.fit

@@ -105,22 +105,23 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
     assert "is complete" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("step", [2, 9])  # before and after the first periodic checkpoint, of step 7
 def test_a_failure_keeps_the_traceback_and_the_checkpoint(
-    finished_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    step: int, finished_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:
         raise RuntimeError("out of luck")
 
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
-        stop_at(9, fail, patch)
+        stop_at(step, fail, patch)
         assert main(["train", "--config", str(finished_run / "config.yaml"), "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert "RuntimeError: out of luck" in error
     assert "--resume" in error
     assert "Traceback" not in error
     assert "Traceback" in (out / "log.txt").read_text()
-    assert main(["train", "--resume", str(out)]) == 0  # from the checkpoint of step 7
+    assert main(["train", "--resume", str(out)]) == 0
     assert rows(out) == rows(finished_run)
 
 
