@@ -20,7 +20,7 @@ class IVON(Method):
     r"""Improved variational online Newton.
 
     With ``w = mu + e``, ``Sigma = (lambda/N) diag(h + gamma)^-1``, ``gamma = lambda p / N`` and ``g`` the gradient of the mean loss at
-    ``w``, Price's theorem gives the expected Hessian's diagonal from the noise: integrating by parts, ``E[H_ii] = E[g_i e_i] / Sigma_ii``, so::
+    ``w``, Price's theorem gives the diagonal of the expected Hessian from the noise. By parts, ``E[H_ii] = E[g_i e_i] / Sigma_ii``, so::
 
         ĥ  = (N/lambda) (h + gamma) mean_k[g e]
         m  <- b1 m + (1 - b1) g
