@@ -13,6 +13,7 @@ import torch
 from natgrad_apps.agents import cli
 from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.bayes import cli as bayes_cli
+from natgrad_apps.graphs import cli as graph_cli
 from natgrad_apps.runner.arguments import parse, read_config
 from tests.docs.markdown import ROOT, Block, blocks, documents
 
@@ -77,11 +78,12 @@ def test_commands_are_legal(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
             options = parse(cli.PROGRAM, cli.DESCRIPTION, cli._verbs(), words)
             if options.text("config") is not None:
                 assert read_config(TrainConfig, cli.KIND, options.text("config"), options)
-        elif program == bayes_cli.PROGRAM:
-            options = parse(program, bayes_cli.DESCRIPTION, bayes_cli._verbs(), words)
-            cls = bayes_cli._verbs()[options.verb].config
-            if cls is not None:
-                assert read_config(cls, bayes_cli.KIND, options.text("config"), options)
+        for module in (bayes_cli, graph_cli):
+            if program == module.PROGRAM:
+                options = parse(program, module.DESCRIPTION, module._verbs(), words)
+                cls = module._verbs()[options.verb].config
+                if cls is not None:
+                    assert read_config(cls, module.KIND, options.text("config"), options)
 
 
 def test_hidden_and_indented_blocks_are_found() -> None:
