@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 
 from torch import nn
@@ -29,7 +30,7 @@ def check(config: TrainConfig) -> str:
         fit.step()
         times.append(time.perf_counter() - start)
     # The first step allocates.
-    each = sum(times[1:]) / max(len(times) - 1, 1)
+    each = statistics.fmean(times[1:] or times)
     parameters = sum(p.numel() for p in fit.vi.model.parameters())
     task = f"{len(fit.schema.classes)} classes" if fit.schema.classes else "regression"
     lines = [

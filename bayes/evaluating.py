@@ -15,7 +15,7 @@ from natgrad_apps.bayes.fitted import Fitted, evaluate
 from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.bayes.plotting import foreign_inputs, plot_run, uncertainty
 from natgrad_apps.bayes.prediction import Prediction, RegressionPrediction
-from natgrad_apps.bayes.sources import read_labelled, resolve_device
+from natgrad_apps.bayes.run_data import read_labelled, resolve_device
 from natgrad_apps.bayes.training import PACKAGES, PROGRAM, open_fit
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import atomic, provenance

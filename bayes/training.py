@@ -17,8 +17,8 @@ from natgrad_apps.bayes import snapshot
 from natgrad_apps.bayes.config import TrainConfig
 from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.bayes.plotting import plot_run
+from natgrad_apps.bayes.run_data import open_data, resolve_device
 from natgrad_apps.bayes.snapshot import Progress
-from natgrad_apps.bayes.sources import open_data, resolve_device
 from natgrad_apps.bayes.tasks import RegressionTask
 from natgrad_apps.bayes.variational import StepInfo
 from natgrad_apps.errors import ConfigError
