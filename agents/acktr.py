@@ -29,6 +29,7 @@ from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
 from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.optim import NaturalGradient
+from natgrad_apps.ranks import Ranks
 
 Self = TypeVar("Self", bound="ACKTR")
 
@@ -154,7 +155,8 @@ class ACKTR(OnPolicyAlgorithm):
 
         advantages = batch.advantages
         if self.normalize_advantage and advantages.numel() > 1:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+            mean, std = self._moments(advantages)
+            advantages = (advantages - mean) / (std + 1e-8)
         # Without a closed form, -log pi at the rollout's actions estimates the entropy without bias.
         entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
         losses = Losses(-(advantages * log_prob).mean(), mse_loss(values.flatten(), batch.returns), entropy_loss)
@@ -167,7 +169,8 @@ class ACKTR(OnPolicyAlgorithm):
             assert before is not None
             with torch.no_grad():
                 after, _, _ = policy.evaluate_actions(batch.observations, actions)
-            return measure_change(before, Heads.of(policy, after, scale))
+            change = measure_change(before, Heads.of(policy, after, scale))
+            return change if self.ranks is None else Change(*self.ranks.mean(list(vars(change).values())))
 
         info = optimizer.step()
         self._n_updates += 1
@@ -184,6 +187,37 @@ class ACKTR(OnPolicyAlgorithm):
         elif measured:
             numbers |= self.spectrum.at(self._n_updates, optimizer)
         record(self.logger, numbers, self.rollout_buffer, self._n_updates)
+
+    def distribute(self, group: Any = None) -> Ranks:
+        """From now on, learn together with the other processes of a group, as under ``torchrun``.
+
+        Each rank has its own environments, whose seeds must differ, and its own rollouts of equal size. Gradients, Fisher statistics, the
+        normalization of advantages, the critic's residual and measured KLs are taken over all ranks, so weights stay equal to the bit.
+        Running statistics of VecNormalize are each rank's own. Counters and logged numbers are those of the rank. Call it on every rank,
+        before `learn`; a checkpoint of any rank serves for prediction.
+
+        Args:
+            group: A process group of `torch.distributed`; None for the default one.
+
+        Raises:
+            ConfigError: There is no process group, the curvature cannot be averaged over ranks, or training has begun.
+        """
+        return self.optimizer.distribute(group)
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The processes that learn together; None for this one alone."""
+        return self.optimizer.preconditioner.ranks
+
+    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased standard deviation over the batch of all ranks."""
+        if self.ranks is None:
+            return values.mean(), values.std()
+        wide = values.double()
+        count = self.ranks.size * values.numel()
+        [mean] = self.ranks.mean([wide.mean()])
+        [squares] = self.ranks.total([(wide - mean).square().sum()])
+        return mean.to(values), (squares / (count - 1)).sqrt().to(values)
 
     def _backward(self, actor_loss: Tensor, critic_loss: Tensor) -> None:
         """Give the optimizer the gradient of the sum, or each one's own where the critic has its own step rule."""
@@ -203,6 +237,9 @@ class ACKTR(OnPolicyAlgorithm):
         if coefficient != AUTO:
             return 1.0 / math.sqrt(float(coefficient)), 1.0
         residual = float(np.square(self.rollout_buffer.returns - self.rollout_buffer.values, dtype=np.float64).mean())
+        if self.ranks is not None:
+            [mean] = self.ranks.mean([torch.tensor(residual, dtype=torch.float64, device=self.device)])
+            residual = float(mean)
         if math.isfinite(residual):
             old = self._value_variance
             self._value_variance = residual if old is None else old + RESIDUAL_WEIGHT * (residual - old)

@@ -66,7 +66,7 @@ def on_two_ranks(task: Callable[..., Any], folder: Path) -> list[Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(worker, args=(task, port, str(folder)), nprocs=2)  # type: ignore[no-untyped-call]
+    spawn(worker, args=(task, port, str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -1,0 +1,61 @@
+"""Two processes that train one agent, each with its own environments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3.common.env_util import make_vec_env
+
+from natgrad_apps.agents import ACKTR
+from natgrad_apps.errors import ConfigError
+from tests.exactness.test_ranks import flat, on_two_ranks
+
+OPTIONS: dict[str, Any] = {
+    "step": {"name": "kl_trust_region", "radius": 1e-3},
+    "critic_step": {"name": "kl_trust_region", "radius": 1e-2},
+    "backtracking": {"kl_limit": 1e-3},
+}
+
+
+def learn(rank: int) -> dict[str, Any]:
+    env = make_vec_env("CartPole-v1", 2, seed=1000 * rank)
+    model = ACKTR("MlpPolicy", env, n_steps=16, seed=rank, device="cpu", natural_gradient=OPTIONS)
+    model.distribute()
+    first = flat(model.policy)
+    model.learn(320)
+    seen = torch.from_numpy(model.rollout_buffer.observations.copy())
+    return {"first": first, "weights": flat(model.policy), "observations": seen, "variance": model._value_variance}
+
+
+@pytest.mark.slow
+def test_ranks_share_their_weights_and_see_different_episodes(tmp_path: Path) -> None:
+    mine, theirs = on_two_ranks(learn, tmp_path)
+    assert torch.equal(mine["weights"], theirs["weights"])
+    assert not torch.equal(mine["first"], mine["weights"])
+    assert mine["variance"] == theirs["variance"]
+    assert not torch.equal(mine["observations"], theirs["observations"])
+
+
+def moments(rank: int) -> tuple[float, float]:
+    model = ACKTR("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=rank), n_steps=16, seed=0, device="cpu")
+    model.distribute()
+    mean, std = model._moments(torch.arange(8.0)[4 * rank : 4 * rank + 4])
+    return float(mean), float(std)
+
+
+@pytest.mark.slow
+def test_advantages_are_normalized_over_all_ranks(tmp_path: Path) -> None:
+    for mean, std in on_two_ranks(moments, tmp_path):
+        assert mean == 3.5
+        assert std == pytest.approx(np.std(np.arange(8.0), ddof=1), rel=1e-6)  # float32
+
+
+def test_without_a_process_group_the_error_says_what_to_do() -> None:
+    model = ACKTR("MlpPolicy", "CartPole-v1", n_steps=16, device="cpu")
+    assert model.ranks is None
+    with pytest.raises(ConfigError, match=r"init_process_group.*torchrun"):
+        model.distribute()
