@@ -7,51 +7,69 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from natgrad_apps.bayes.per_example import ExampleGradients
 from natgrad_apps.linalg.products import gram
 from natgrad_apps.linalg.spd import eigh_many
 
 # Columns of the start beyond the rank, and products with the matrix; see `leading_factor`.
 OVERSAMPLING = 2
 ITERATIONS = 4
+# Up to this many columns their inner products are taken in any case: for linear layers these cost next to nothing.
+FEW_COLUMNS = 600
 
 
 class OuterSum:
-    """``C C^T`` with ``C = [C_1, C_2, ...]: [n, c]``.
+    """``C C^T`` with ``C = [U, G_1, G_2, ...]: [n, c]``.
 
     Args:
-        columns: The parts ``C_i: [n, c_i]``.
+        factor: ``U: [n, L]``.
+        examples: ``G_i``, gradients of examples by column; all with the same parts.
     """
 
-    def __init__(self, columns: Sequence[Tensor]) -> None:
-        self.columns = list(columns)
+    def __init__(self, factor: Tensor, examples: Sequence[ExampleGradients]) -> None:
+        self.factor, self.examples = factor, list(examples)
 
     @property
     def width(self) -> int:
         """``c``."""
-        return sum(part.shape[1] for part in self.columns)
+        return self.factor.shape[1] + sum(part.width for part in self.examples)
 
     def project(self, x: Tensor) -> Tensor:
         """``C^T x`` for ``x: [n, k]``; cost ``n c k``."""
-        return torch.cat([part.mT @ x for part in self.columns])
+        return torch.cat([self.factor.mT @ x, *(part.project(x) for part in self.examples)])
 
     def expand(self, coefficients: Tensor) -> Tensor:
         """``C z`` for ``z: [c, k]``; cost ``n c k``."""
-        parts = coefficients.split([part.shape[1] for part in self.columns])
-        total: Tensor = self.columns[0] @ parts[0]
-        for part, z in zip(self.columns[1:], parts[1:], strict=True):
-            total = total.addmm_(part, z)
+        first, *parts = coefficients.split([self.factor.shape[1], *(part.width for part in self.examples)])
+        total: Tensor = self.factor @ first
+        for part, z in zip(self.examples, parts, strict=True):
+            total = total.add_(part.expand(z))
         return total
 
     def diagonal(self) -> Tensor:
         """``[n]``."""
-        return torch.stack([part.square().sum(1) for part in self.columns]).sum(0)
+        return torch.stack([self.factor.square().sum(1), *(part.squares() for part in self.examples)]).sum(0)
+
+    def inner(self) -> Tensor:
+        """``C^T C: [c, c]``."""
+        blocks = [[part.cross(other) for other in self.examples] for part in self.examples]
+        mixed = [part.project(self.factor) for part in self.examples]
+        rows = [torch.cat([self.factor.mT @ self.factor, *(m.mT for m in mixed)], dim=1)]
+        rows += [torch.cat([m, *row], dim=1) for m, row in zip(mixed, blocks, strict=True)]
+        full = torch.cat(rows)
+        return (full + full.mT) / 2
+
+    def dense(self) -> Tensor:
+        """``C C^T: [n, n]``; for few weights."""
+        return torch.stack([gram(part.mT.contiguous()) for part in (self.factor, *(p.dense().mT for p in self.examples))]).sum(0)
 
 
 def leading_factor(matrix: OuterSum, rank: int, start: Tensor, generator: torch.Generator) -> Tensor:
     r"""``U: [n, rank]`` with ``U U^T`` the best approximation of ``C C^T`` of that rank (Eckart-Young).
 
     Few columns: exactly. With the eigenvectors ``w`` of ``C^T C`` (``c x c``), ``C w`` is an eigenvector of ``C C^T`` with the norm
-    ``sqrt(eigenvalue)``, so ``U = C W``; cost ``n c^2``. Few rows: from ``C C^T`` itself; cost ``n^2 c``.
+    ``sqrt(eigenvalue)``, so ``U = C W``; cost ``2 n c L`` for linear layers, ``n c^2`` for others, and ``c^3``. Few rows: from ``C C^T``
+    itself; cost ``n^2 c``.
 
     Else by subspace iteration (Halko, Martinsson & Tropp, SIAM Review 2011, algorithms 4.4 and 5.3) from a uniform random block of
     ``rank + 2`` columns to which `start` is added: four times ``Q <- orth(C C^T Q)``, then the eigenpairs of ``Q^T C C^T Q``; cost ``9 n c
@@ -66,13 +84,13 @@ def leading_factor(matrix: OuterSum, rank: int, start: Tensor, generator: torch.
         start: ``[n, k]``, a guess of the space, such as the result for a similar matrix.
         generator: Of the random block.
     """
-    size, width = matrix.columns[0].shape[0], rank + OVERSAMPLING
+    size, width = matrix.factor.shape[0], rank + OVERSAMPLING
     products = (2 * ITERATIONS + 1) * width
-    if matrix.width <= min(products, size):
-        [(_, vectors)] = eigh_many([gram(torch.cat(matrix.columns, dim=1))])
+    if matrix.width <= min(max(products, FEW_COLUMNS), size):
+        [(_, vectors)] = eigh_many([matrix.inner()])
         found = matrix.expand(vectors[:, -rank:])
     elif size <= products:
-        [(values, vectors)] = eigh_many([gram(torch.cat(matrix.columns, dim=1).mT.contiguous())])
+        [(values, vectors)] = eigh_many([matrix.dense()])
         found = (vectors * values.sqrt())[:, -rank:]
     else:
         noise = torch.empty(size, width, dtype=start.dtype, device=start.device).uniform_(-1, 1, generator=generator)

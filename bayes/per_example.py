@@ -1,10 +1,12 @@
-"""True per-example gradients, for any module that `torch.func` can differentiate."""
+"""True per-example gradients: as outer products for linear layers, by `torch.func` for every other module."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -65,3 +67,133 @@ def per_example_rows(
     for start in range(0, len(cotangents), step):
         part = slice(start, start + step)
         yield each(values, cotangents[part], *(x[part] for x in inputs))
+
+
+@dataclass(frozen=True)
+class LinearPart:
+    """A linear layer that was called once on rows: example ``n`` has the gradient ``g_n a_n^T`` of the weight and ``g_n`` of the bias.
+
+    Attributes:
+        weight: Where the weight is in the vector of all parameters, or None if it is frozen.
+        bias: Where the bias is, or None.
+        a: Inputs ``[N, d_in]``.
+        g: Gradients at the outputs ``[N, d_out]``.
+    """
+
+    weight: slice | None
+    bias: slice | None
+    a: Tensor
+    g: Tensor
+
+
+@dataclass(frozen=True)
+class RowsPart:
+    """Parameters whose gradients are kept as they are.
+
+    Attributes:
+        where: Where each parameter is in the vector of all parameters.
+        rows: ``[N, sum of sizes]``.
+    """
+
+    where: Sequence[slice]
+    rows: Tensor
+
+
+class ExampleGradients:
+    """``G: [n, N]``, the gradients of ``N`` examples by column, without forming the outer products of linear layers.
+
+    Args:
+        size: ``n``.
+        examples: ``N``.
+        linear: Linear layers.
+        rest: Everything else, or None.
+    """
+
+    def __init__(self, size: int, examples: int, linear: Sequence[LinearPart], rest: RowsPart | None) -> None:
+        self.size, self.width = size, examples
+        self._linear, self._rest = linear, rest
+        self._like = linear[0].g if linear else rest.rows if rest is not None else torch.zeros(())
+
+    def scaled(self, factor: float) -> ExampleGradients:
+        """``factor G``."""
+        linear = [LinearPart(part.weight, part.bias, part.a, part.g * factor) for part in self._linear]
+        rest = None if self._rest is None else RowsPart(self._rest.where, self._rest.rows * factor)
+        return ExampleGradients(self.size, self.width, linear, rest)
+
+    def _split(self) -> list[int]:
+        assert self._rest is not None
+        return [where.stop - where.start for where in self._rest.where]
+
+    def _empty(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)
+
+    def sum(self) -> Tensor:
+        """``G 1: [n]``."""
+        return self.expand(self._empty(self.width, 1) + 1).squeeze(1)
+
+    def squares(self) -> Tensor:
+        """``diag(G G^T): [n]``, the sum over examples of the squared gradients; cost ``N n`` multiply-adds."""
+        total = self._empty(self.size)
+        for part in self._linear:
+            squared = part.g.square()
+            if part.weight is not None:
+                total[part.weight] = (squared.mT @ part.a.square()).flatten()
+            if part.bias is not None:
+                total[part.bias] = squared.sum(0)
+        if self._rest is not None:
+            for where, columns in zip(self._rest.where, self._rest.rows.square().sum(0).split(self._split()), strict=True):
+                total[where] = columns
+        return total
+
+    def expand(self, z: Tensor) -> Tensor:
+        """``G z: [n, k]`` for ``z: [N, k]``; cost ``N n k``."""
+        total = self._empty(z.shape[1], self.size)
+        for part in self._linear:
+            for row, weights in zip(total, z.mT, strict=True):
+                weighted = part.g * weights.unsqueeze(1)
+                if part.weight is not None:
+                    row[part.weight] = (weighted.mT @ part.a).flatten()
+                if part.bias is not None:
+                    row[part.bias] = weighted.sum(0)
+        if self._rest is not None:
+            for where, columns in zip(self._rest.where, (z.mT @ self._rest.rows).split(self._split(), dim=1), strict=True):
+                total[:, where] = columns
+        return total.mT
+
+    def project(self, x: Tensor) -> Tensor:
+        """``G^T x: [N, k]`` for ``x: [n, k]``; cost ``N n k``."""
+        total = self._empty(self.width, x.shape[1])
+        for part in self._linear:
+            for column, vector in zip(total.mT, x.mT, strict=True):
+                if part.weight is not None:
+                    matrix = vector[part.weight].reshape(part.g.shape[1], part.a.shape[1])
+                    column.add_(((part.a @ matrix.mT) * part.g).sum(1))
+                if part.bias is not None:
+                    column.add_(part.g @ vector[part.bias])
+        if self._rest is not None:
+            total += self._rest.rows @ torch.cat([x[where] for where in self._rest.where])
+        return total
+
+    def cross(self, other: ExampleGradients) -> Tensor:
+        """``G^T G': [N, N']``; cost ``N N' (d_in + d_out)`` for a linear layer: ``<g a^T, g' a'^T> = <g, g'> <a, a'>``."""
+        total = self._empty(self.width, other.width)
+        for mine, theirs in zip(self._linear, other._linear, strict=True):
+            inputs = mine.a @ theirs.a.mT if mine.weight is not None else 0.0
+            total += (mine.g @ theirs.g.mT) * (inputs + (1.0 if mine.bias is not None else 0.0))
+        if self._rest is not None:
+            assert other._rest is not None
+            total += self._rest.rows @ other._rest.rows.mT
+        return total
+
+    def dense(self) -> Tensor:
+        """``G^T: [N, n]``, all gradients; for small models."""
+        total = self._empty(self.width, self.size)
+        for part in self._linear:
+            if part.weight is not None:
+                total[:, part.weight] = (part.g.unsqueeze(2) * part.a.unsqueeze(1)).flatten(1)
+            if part.bias is not None:
+                total[:, part.bias] = part.g
+        if self._rest is not None:
+            for where, columns in zip(self._rest.where, self._rest.rows.split(self._split(), dim=1), strict=True):
+                total[:, where] = columns
+        return total

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from natgrad_apps.bayes.distributions import Normal
 from natgrad_apps.bayes.methods.base import Batch, Learner, Momentum, Outcome, Problem
-from natgrad_apps.bayes.per_example import check_examples_independent, per_example_rows
+from natgrad_apps.bayes.per_example import ExampleGradients, LinearPart, RowsPart, check_examples_independent, per_example_rows
 from natgrad_apps.bayes.posterior import Part, Posterior
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.layers.discover import discover
 from natgrad_apps.likelihoods import Likelihood
+from natgrad_apps.statistics.capture import Call, Capture
 
 
 class Flat:
@@ -47,9 +51,10 @@ class Flat:
         """`pack` of values by name."""
         return self.pack([values[name] for name in self.names])
 
-    def rows(self, values: Mapping[str, Tensor]) -> Tensor:
-        """``[N, n]`` from tensors with a leading dimension."""
-        return torch.cat([values[name].flatten(1).to(self.dtype) for name in self.names], dim=1)
+    def slices(self) -> dict[str, slice]:
+        """Where each parameter is in the vector."""
+        stops = list(itertools.accumulate(self._sizes))
+        return {name: slice(stop - size, stop) for name, stop, size in zip(self.names, stops, self._sizes, strict=True)}
 
     def full(self, value: float) -> Tensor:
         """A constant vector."""
@@ -121,55 +126,125 @@ class FlatLearner(Learner):
 
 
 class RowsLearner(FlatLearner):
-    """A flat learner that looks at per-example gradients: rows ``J_n^T v_n``, with ``v_n`` from `cotangents`."""
+    """A flat learner that looks at per-example gradients ``J_n^T v_n``: of the log-likelihood, and of further cotangents (`columns`).
+
+    Linear layers that are called once, on rows, give them as outer products of inputs and output gradients; every other parameter has
+    them from `torch.func`.
+
+    Args:
+        problem: What is to be solved.
+        lr: First learning rate.
+        momentum: Weight of the old value in the running average of the gradient.
+    """
+
+    def __init__(self, problem: Problem, lr: float, momentum: float) -> None:
+        super().__init__(problem, lr, momentum)
+        found = discover(problem.model)
+        self._layers = {
+            layer.modules[0]: layer
+            for layer in found.layers
+            if layer.spec.kind == "linear" and len(layer.modules) == 1 and not _reads_weight(layer.modules[0])
+        }
+        self._capture = Capture(list(self._layers.values()))
+        self._where = self.flat.slices()
 
     def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
         """Gradients of the examples at the weight sample that the model holds."""
         del noise
         check_examples_independent(self.problem.model)
-        task, live = self.problem.task, self.problem.weights.live
-        with torch.no_grad():
+        task = self.problem.task
+        with self._capture.open():
             outputs = self.forward(batch)
             likelihood, targets = self.judge(outputs, batch)
-            nll = -likelihood.log_prob(targets).mean()
-            (score,) = likelihood.score(targets)
+            with torch.no_grad():
+                nll = -likelihood.log_prob(targets).mean()
+                (score,) = likelihood.score(targets)
             share = 1 / (likelihood.num_terms * batch.samples)
-            total = torch.zeros_like(self.flat.full(0.0))
-            for chunk in per_example_rows(self.problem.model, live, batch.inputs, score):
-                rows = self.flat.rows(chunk)
-                total.add_(rows.sum(0), alpha=-share)
-                self.fold(rows, share)
-            for column in self.columns(likelihood):
-                for chunk in per_example_rows(self.problem.model, live, batch.inputs, column):
-                    self.fold_column(self.flat.rows(chunk), share)
+            calls = self._single_calls(len(score))
+            if self.steps == 0:
+                calls = self._verified(calls, outputs, score)
+            with torch.no_grad():
+                examples = self._examples(batch, outputs, calls, score)
+                total = examples.sum().mul_(-share)
+                self.fold(examples, share)
+                for column in self.columns(likelihood):
+                    self.fold_column(self._examples(batch, outputs, calls, column), share)
         self._gradients["weights"] = self._gradients["weights"] + total if "weights" in self._gradients else total
-        return Outcome(nll, task.squared_error(outputs, targets))
+        return Outcome(nll, task.squared_error(outputs.detach(), targets))
+
+    def _single_calls(self, examples: int) -> list[Call]:
+        """Calls of the layers that were called once, on one row for each example."""
+        count = Counter(call.module for call in self._capture.calls)
+        single = [call for call in self._capture.calls if call.module in self._layers and count[call.module] == 1]
+        return [call for call in single if call.x.dim() == 2 and len(call.x) == examples and call.x._version == call.version]
+
+    def _verified(self, calls: Sequence[Call], outputs: Tensor, score: Tensor) -> list[Call]:
+        """Calls whose outer products add up to autograd's gradient; a layer whose weight is also read elsewhere is left to `torch.func`."""
+        verified = []
+        for call in calls:
+            layer = self._layers[call.module]
+            wanted: list[Any] = [call.edge, *layer.parameters]
+            (g, *exact) = torch.autograd.grad(outputs, wanted, score, retain_graph=True)
+            own = iter(exact)
+            pairs = [(next(own), g.mT @ call.x)] if layer.weight is not None else []
+            pairs += [(next(own), g.sum(0))] if layer.bias is not None else []
+            if all(torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max())) for a, b in pairs):
+                verified.append(call)
+            else:
+                del self._layers[call.module]
+        return verified
+
+    def _examples(self, batch: Batch, outputs: Tensor, calls: Sequence[Call], cotangents: Tensor) -> ExampleGradients:
+        """``J_n^T v_n`` for every example."""
+        weights, dtype = self.problem.weights, self.flat.dtype
+        found = torch.autograd.grad(outputs, [c.edge for c in calls], cotangents, retain_graph=True, allow_unused=True) if calls else ()
+        linear, covered = [], set()
+        for call, g in zip(calls, found, strict=True):
+            layer = self._layers[call.module]
+            own = [None if p is None else weights.names[p] for p in (layer.weight, layer.bias)]
+            covered.update(own)
+            gradient = call.x.new_zeros(len(call.x), layer.spec.d_out) if g is None else g
+            weight, bias = (None if name is None else self._where[name] for name in own)
+            linear.append(LinearPart(weight, bias, call.x.to(dtype), gradient.to(dtype)))
+        names = [name for name in self.flat.names if name not in covered]
+        rest = None
+        if names:
+            live = {name: weights.live[name] for name in names}
+            chunks = per_example_rows(self.problem.model, live, batch.inputs, cotangents)
+            rows = torch.cat([torch.cat([chunk[name].flatten(1).to(dtype) for name in names], dim=1) for chunk in chunks])
+            rest = RowsPart([self._where[name] for name in names], rows)
+        return ExampleGradients(self.flat.size, len(cotangents), linear, rest)
 
     def take_vector(self) -> Tensor:
         """Mean gradient ``[n]`` of the mean loss over the samples."""
         found, self._gradients = self._gradients, {}
         return found["weights"]
 
-    def fold(self, rows: Tensor, share: float) -> None:
-        """Look at gradients ``[N, n]`` of the log-likelihood of examples.
+    def fold(self, examples: ExampleGradients, share: float) -> None:
+        """Look at the gradients of the log-likelihood of examples.
 
         Args:
-            rows: The gradients.
+            examples: The gradients.
             share: ``1 / (terms samples)``.
         """
 
     def columns(self, likelihood: Likelihood) -> Iterator[Tensor]:
-        """Further cotangents ``[N, ...]`` whose rows are wanted."""
+        """Further cotangents ``[N, ...]`` whose gradients are wanted."""
         del likelihood
         yield from ()
 
-    def fold_column(self, rows: Tensor, share: float) -> None:
-        """Look at the rows of one of `columns`.
+    def fold_column(self, examples: ExampleGradients, share: float) -> None:
+        """Look at the gradients of one of `columns`.
 
         Args:
-            rows: ``[N, n]``.
+            examples: The gradients.
             share: As in `fold`.
         """
+
+
+def _reads_weight(module: nn.Module) -> bool:
+    """Whether a module's weight is computed (parametrized), so that its gradient is no outer product."""
+    return nn.utils.parametrize.is_parametrized(module)
 
 
 def check_size(size: int, largest: int, what: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from natgrad_apps.bayes.distributions import DenseNormal, Normal
 from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.flat import RowsLearner, check_size
+from natgrad_apps.bayes.per_example import ExampleGradients
 from natgrad_apps.errors import check_fraction, check_positive, unknown_name
 from natgrad_apps.likelihoods import Likelihood
 from natgrad_apps.linalg.products import gram
@@ -93,10 +94,10 @@ class FullLearner(RowsLearner):
         [factor] = cholesky_many([self._shifted(self.intrinsic()) / self.problem.scale])
         return DenseNormal(factor)
 
-    def fold(self, rows: Tensor, share: float) -> None:
+    def fold(self, examples: ExampleGradients, share: float) -> None:
         """Add the second moment of the gradients for ``"empirical"``."""
         if self.method.fisher == "empirical":
-            self._pending.add_(gram(rows), alpha=share)
+            self._pending.add_(gram(examples.dense()), alpha=share)
 
     def columns(self, likelihood: Likelihood) -> Iterator[Tensor]:
         """Columns of a root of the outputs' Fisher for ``"exact"``."""
@@ -104,9 +105,9 @@ class FullLearner(RowsLearner):
             for (column,) in likelihood.fisher_columns():
                 yield column
 
-    def fold_column(self, rows: Tensor, share: float) -> None:
+    def fold_column(self, examples: ExampleGradients, share: float) -> None:
         """Add ``J^T v v^T J``."""
-        self._pending.add_(gram(rows), alpha=share)
+        self._pending.add_(gram(examples.dense()), alpha=share)
 
     def discard(self) -> None:
         """Forget the batch's matrix too."""

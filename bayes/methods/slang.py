@@ -13,6 +13,7 @@ from natgrad_apps.bayes.distributions import LowRankNormal, Normal
 from natgrad_apps.bayes.eigensolver import OuterSum, leading_factor
 from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.flat import RowsLearner
+from natgrad_apps.bayes.per_example import ExampleGradients
 from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
 from natgrad_apps.likelihoods import Likelihood
 
@@ -35,7 +36,8 @@ class SLANG(Method):
     once; per-example gradients come from `torch.func`, for any layer; Rayleigh-Ritz in place of Nystrom; learning rates are constant unless
     `Variational.set_lr` changes them.
 
-    Cost: ``9 n (L + M K) (L + 2)`` a step, or ``n (L + M K)^2`` where that is less; memory ``n (M K + 2 L)``.
+    Cost: see `natgrad_apps.bayes.eigensolver.leading_factor`, with ``c = L + M K`` columns; memory ``2 n L``, and ``M K`` inputs and output
+    gradients of linear layers, or gradients of other parameters.
     Reference: Mishkin, Kunstner, Nielsen, Schmidt & Khan, SLANG: Fast structured covariance approximations for Bayesian deep learning with
     natural gradient, NeurIPS 2018, arXiv 1811.04504, algorithm 1.
 
@@ -95,7 +97,7 @@ class SLANGLearner(RowsLearner):
         self.method = method
         self.factor = torch.zeros(self.flat.size, method.rank, dtype=self.flat.dtype, device=self.flat.device)
         self.diagonal = self.flat.full(method.initial_curvature)
-        self._rows: list[Tensor] = []
+        self._examples_seen: list[ExampleGradients] = []
         self._generator = torch.Generator(device=self.flat.device)
         self._generator.manual_seed(problem.seed)
         self.begin()
@@ -105,10 +107,10 @@ class SLANGLearner(RowsLearner):
         scale = self.problem.scale
         return LowRankNormal(self.factor / scale**0.5, (self.diagonal + self.intrinsic()) / scale)
 
-    def fold(self, rows: Tensor, share: float) -> None:
+    def fold(self, examples: ExampleGradients, share: float) -> None:
         """Keep the gradients for ``"empirical"``."""
         if self.method.fisher == "empirical":
-            self._rows.append(rows * share**0.5)
+            self._examples_seen.append(examples.scaled(share**0.5))
 
     def columns(self, likelihood: Likelihood) -> Iterator[Tensor]:
         """Columns of a root of the outputs' Fisher for ``"exact"``."""
@@ -116,25 +118,25 @@ class SLANGLearner(RowsLearner):
             for (column,) in likelihood.fisher_columns():
                 yield column
 
-    def fold_column(self, rows: Tensor, share: float) -> None:
+    def fold_column(self, examples: ExampleGradients, share: float) -> None:
         """Keep ``J^T v``."""
-        self._rows.append(rows * share**0.5)
+        self._examples_seen.append(examples.scaled(share**0.5))
 
     def discard(self) -> None:
         """Forget the gradients too."""
         super().discard()
-        self._rows = []
+        self._examples_seen = []
 
     @torch.no_grad()
     def update(self) -> bool:
         """See `SLANG`."""
-        gradient, rows = self.take_vector(), self._rows
+        gradient, seen = self.take_vector(), self._examples_seen
         self.discard()
-        if not bool(torch.stack([part.square().sum() for part in rows] + [gradient.sum()]).isfinite().all()):
+        if not bool(torch.stack([part.squares().sum() for part in seen] + [gradient.sum()]).isfinite().all()):
             return False
         self.steps += 1
         decay, gamma = self.method.decay, self.intrinsic()
-        matrix = OuterSum([self.factor * decay**0.5, *(part.mul_((1 - decay) ** 0.5).mT for part in rows)])
+        matrix = OuterSum(self.factor * decay**0.5, [part.scaled((1 - decay) ** 0.5) for part in seen])
         factor = leading_factor(matrix, self.method.rank, self.factor, self._generator)
         rest = (matrix.diagonal() - factor.square().sum(1)).clamp_min_(0)
         self.factor, self.diagonal = factor, self.diagonal * decay + rest

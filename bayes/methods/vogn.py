@@ -10,6 +10,7 @@ from torch import Tensor
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
 from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.flat import RowsLearner
+from natgrad_apps.bayes.per_example import ExampleGradients
 from natgrad_apps.errors import check_fraction, check_positive
 
 
@@ -23,12 +24,14 @@ class VOGN(Method):
         s  <- decay s + (1 - decay) 1/M sum_i g_i^2
         m  <- momentum m + (1 - momentum) (g + gamma mu),   mu <- mu - lr m / (1 - momentum^t) / (s + gamma + damping)
 
-    Squares are true per-example squares for every parameter (biases of convolutions, normalization layers, shared weights), through
-    `torch.func`. Batch normalization and dropout in training mode are refused.
+    Squares are true per-example squares for every parameter (biases of convolutions, normalization layers, shared weights): from inputs
+    and output gradients for linear layers that are called once, through `torch.func` for all others. Batch normalization and dropout in
+    training mode are refused.
 
     Departures from Osawa et al.: the decay does not depend on the temperature; the extrinsic damping is not part of the posterior.
 
-    Cost: one forward pass more than Adam, and the gradients of a chunk of examples in memory.
+    Cost: for linear layers a product of squares beyond Adam's; for other parameters one more forward and backward pass by example, and
+    the gradients of all examples in memory.
     Reference: Khan et al., ICML 2018, arXiv 1806.04854, section 3.3; Osawa et al., Practical deep learning with Bayesian principles,
     NeurIPS 2019, arXiv 1906.02506.
 
@@ -80,9 +83,9 @@ class VOGNLearner(RowsLearner):
         """Precision ``(s + gamma_in) N / lambda``."""
         return DiagonalNormal((self.squares + self.intrinsic()) / self.problem.scale)
 
-    def fold(self, rows: Tensor, share: float) -> None:
+    def fold(self, examples: ExampleGradients, share: float) -> None:
         """Add the squares."""
-        self._pending.add_(rows.square().sum(0), alpha=share)
+        self._pending.add_(examples.squares(), alpha=share)
 
     def discard(self) -> None:
         """Forget the squares too."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from natgrad_apps.bayes import SLANG, Prior, Regression, Variational
 from natgrad_apps.bayes.eigensolver import OuterSum, leading_factor
+from natgrad_apps.bayes.per_example import ExampleGradients, LinearPart, RowsPart
 from natgrad_apps.errors import ConfigError
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -21,14 +24,19 @@ def spectrum(size: int, columns: int, ratio: float) -> Tensor:
     return product
 
 
+def outer_sum(c: Tensor, width: int) -> OuterSum:
+    """Some columns as the factor, the others as gradients of examples."""
+    return OuterSum(c[:, :width], [ExampleGradients(len(c), c.shape[1] - width, [], RowsPart([slice(0, len(c))], c[:, width:].mT))])
+
+
 @pytest.mark.parametrize(
     ("size", "columns", "rank"),
-    [(50, 12, 3), (50, 2, 4), (9, 300, 4), (300, 400, 3)],
+    [(50, 12, 3), (50, 2, 4), (9, 300, 4), (300, 800, 3)],
     ids=["few columns", "fewer than the rank", "few weights", "subspace iteration"],
 )
 def test_leading_factor_is_the_best_of_its_rank(size: int, columns: int, rank: int) -> None:
     c = spectrum(size, columns, 0.5)
-    parts = OuterSum([c[:, : columns // 2], c[:, columns // 2 :]])
+    parts = outer_sum(c, columns // 2)
     generator = torch.Generator().manual_seed(0)
     found = leading_factor(parts, rank, torch.zeros(size, rank), generator)
     values, vectors = torch.linalg.eigh(c @ c.mT)
@@ -45,15 +53,51 @@ def test_leading_factor_is_the_best_of_its_rank(size: int, columns: int, rank: i
 
 def test_a_start_from_the_result_is_kept() -> None:
     """A flat spectrum after the wanted pairs converges slowly from a random start; the result of a similar matrix helps."""
-    c = torch.cat([spectrum(300, 3, 0.9) * 2, spectrum(300, 397, 0.999)], 1)
+    c = torch.cat([spectrum(300, 3, 0.9) * 2, spectrum(300, 797, 0.999)], 1)
     values, vectors = torch.linalg.eigh(c @ c.mT)
     top = vectors[:, -3:] * values[-3:].sqrt()
 
     def error(start: Tensor) -> float:
-        found = leading_factor(OuterSum([c]), 3, start, torch.Generator().manual_seed(0))
+        found = leading_factor(outer_sum(c, 0), 3, start, torch.Generator().manual_seed(0))
         return float((found @ found.mT - top @ top.mT).norm())
 
     assert error(top) < 0.1 * error(torch.zeros(300, 3))
+
+
+def test_products_of_example_gradients_are_those_of_the_dense_matrix() -> None:
+    """A linear layer with bias, one without, a frozen weight with its bias, and other parameters in between."""
+    shapes = [(slice(0, 6), slice(6, 8)), (slice(10, 14), None), (None, slice(14, 17))]
+
+    def part(examples: int) -> tuple[ExampleGradients, Tensor]:
+        linear, dense = [], torch.zeros(examples, 17)
+        for (weight, bias), (d_in, d_out) in zip(shapes, [(3, 2), (2, 2), (4, 3)], strict=True):
+            a, g = torch.randn(examples, d_in), torch.randn(examples, d_out)
+            linear.append(LinearPart(weight, bias, a, g))
+            if weight is not None:
+                dense[:, weight] = torch.stack([torch.outer(v, u).flatten() for v, u in zip(g, a, strict=True)])
+            if bias is not None:
+                dense[:, bias] = g
+        dense[:, 8:10] = torch.randn(examples, 2)
+        return ExampleGradients(17, examples, linear, RowsPart([slice(8, 9), slice(9, 10)], dense[:, 8:10])), dense
+
+    (first, one), (second, two) = part(5), part(4)
+    x, z = torch.randn(17, 3), torch.randn(5, 2)
+    # float64, sums of at most 17 terms
+    close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+    close(first.dense(), one)
+    close(first.sum(), one.sum(0))
+    close(first.squares(), one.square().sum(0))
+    close(first.project(x), one @ x)
+    close(first.expand(z), one.mT @ z)
+    close(first.cross(second), one @ two.mT)
+    close(first.scaled(0.5).dense(), one / 2)
+    factor = torch.randn(17, 2)
+    whole = torch.cat([factor, one.mT, two.mT], 1)
+    outer = OuterSum(factor, [first, second])
+    close(outer.inner(), whole.mT @ whole)
+    close(outer.dense(), whole @ whole.mT)
+    close(outer.expand(outer.project(x)), whole @ whole.mT @ x)
+    close(outer.diagonal(), (whole @ whole.mT).diagonal())
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "exact"])

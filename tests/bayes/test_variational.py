@@ -117,11 +117,13 @@ def test_vogn_has_true_squares_of_every_parameter() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.conv, self.norm, self.linear = nn.Conv1d(1, 2, 3, padding=1), nn.GroupNorm(1, 2), nn.Linear(6, 6)
-            self.head = nn.Linear(12, 1)
+            self.middle, self.head = nn.Linear(12, 4), nn.Linear(4, 1)
+            self.read = nn.Linear(4, 4)
 
         def forward(self, x: Tensor) -> Tensor:
             h = self.linear(self.linear(self.norm(self.conv(x))).tanh())
-            outputs: Tensor = self.head(h.flatten(1))
+            h = self.read(self.middle(h.flatten(1)).tanh())
+            outputs: Tensor = self.head(h @ self.read.weight)  # called, and read as well
             return outputs
 
     model = Shared()
