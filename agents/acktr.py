@@ -21,7 +21,7 @@ from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
 
 from natgrad_apps.agents import random_state
-from natgrad_apps.agents.backtracking import Backtracking, shorten
+from natgrad_apps.agents.backtracking import Backtracking, adapted_rate, shorten
 from natgrad_apps.agents.diagnostics import Losses, Spectrum, describe_change, describe_step, record, to_numbers, warn_skipped
 from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
@@ -105,6 +105,7 @@ class ACKTR(OnPolicyAlgorithm):
         self._log_interval: int | None = 1
         self._updates_at_start = 0
         self.spectrum = Spectrum()
+        self._rate_factor = 1.0
         self.measure_next_update = False
         _check(given)
         set_up = given.pop("_init_setup_model")
@@ -143,6 +144,8 @@ class ACKTR(OnPolicyAlgorithm):
         policy, optimizer = self.policy, self.optimizer
         policy.set_training_mode(True)
         self._update_learning_rate(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] *= self._rate_factor
         scale, value_weight = self._critic_scale()
         (batch,) = self.rollout_buffer.get(batch_size=None)
         actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
@@ -163,7 +166,9 @@ class ACKTR(OnPolicyAlgorithm):
         self._backward(losses.policy_loss + self.ent_coef * losses.entropy_loss, self.vf_coef * value_weight * losses.value_loss)
         measured = self._is_measured()
         check = self.natural_gradient.backtracking
-        before = heads.detach() if check is not None or (measured and self.natural_gradient.measure_kl) else None
+        target = self.natural_gradient.kl_target
+        needed = check is not None or target is not None or (measured and self.natural_gradient.measure_kl)
+        before = heads.detach() if needed else None
 
         def changed() -> Change:
             assert before is not None
@@ -177,8 +182,12 @@ class ACKTR(OnPolicyAlgorithm):
         report = {**losses.items(), **describe_step(info), "skipped": info.skipped}
         if check is not None:
             report["backtracking_scale"] = shorten(optimizer, Backtracking.of(check), changed)
-        if measured and self.natural_gradient.measure_kl:
-            report |= describe_change(changed())
+        change = changed() if target is not None or (measured and self.natural_gradient.measure_kl) else None
+        if change is not None:
+            report |= describe_change(change)
+        if target is not None and change is not None and not bool(info.skipped):
+            rate = optimizer.param_groups[0]["lr"]
+            self._rate_factor *= adapted_rate(rate, float(change.actor_kl), target) / rate if rate > 0 else 1.0
         if hasattr(policy, "log_std"):
             report["std"] = policy.log_std.detach().exp().mean()
         numbers = to_numbers(report)

@@ -71,6 +71,27 @@ class Backtracking:
         return torch.where(kl > limit, torch.sqrt(limit / kl.clamp_min(limit)), torch.ones_like(kl))
 
 
+RATE_FACTOR, RATE_BOUNDS = 1.5, (1e-8, 1.0)
+"""Change of the learning rate after an update far from ``kl_target``, and its bounds."""
+
+
+def adapted_rate(rate: float, kl: float, target: float) -> float:
+    """The factor of the learning rate after an update: smaller above twice the target, larger below half of it.
+
+    Reference: the continuous ACKTR of OpenAI's baselines (Wu et al. 2017), whose target is 0.002 nats.
+
+    Args:
+        rate: The learning rate of the update.
+        kl: Measured KL of the policy, in nats; one that is no number leaves the rate.
+        target: In nats.
+    """
+    if kl > 2 * target:
+        rate /= RATE_FACTOR
+    elif kl < target / 2:
+        rate *= RATE_FACTOR
+    return min(max(rate, RATE_BOUNDS[0]), RATE_BOUNDS[1])
+
+
 def shorten(optimizer: NaturalGradient, check: Backtracking, changed: Callable[[], Change]) -> Tensor:
     """Shorten the last step until it keeps the limits.
 

@@ -122,6 +122,10 @@ class NaturalGradientOptions:
         critic_step: Step rule of the value loss, so that `step` is that of policy and entropy alone: each has its own radius (and
             momentum), and a large value loss cannot use up the policy's, in a shared trunk neither. It costs a second backward pass
             through a shared trunk. None bounds the sum of the losses with `step`.
+        kl_target: Measured KL of the policy, in nats, that the learning rate is adapted to, as the continuous code of OpenAI's baselines
+            does: divided by 1.5 after an update that made more than twice the target, multiplied by 1.5 after one that made less than half
+            of it, never above 1. The factor multiplies `learning_rate` and its schedule. Costs one forward pass each update. None adapts
+            nothing.
         backtracking: Check of the KL after each step, a `Backtracking` or a mapping of its fields; None checks nothing.
         refresh: When statistics are gathered and inverses recomputed.
         fisher: ``"mc"`` draws fresh actions and values from the current model, ``"exact"`` needs one backward pass for each action,
@@ -141,6 +145,7 @@ class NaturalGradientOptions:
     step: StepRule | str | Mapping[str, Any] = field(default_factory=lambda: KLTrustRegion(0.01))
     critic_step: StepRule | str | Mapping[str, Any] | None = None
     backtracking: Backtracking | Mapping[str, Any] | None = None
+    kl_target: float | None = None
     refresh: Refresh | str | Mapping[str, Any] = field(default_factory=lambda: Periodic(statistics_period=1, inverse_period=1))
     fisher: Fisher | str | Mapping[str, Any] = "mc"
     momentum: float = 0.0
@@ -164,6 +169,8 @@ class NaturalGradientOptions:
                 "gradient measures no progress; use 'tikhonov' or 'factored_tikhonov'"
             )
         check_fraction("momentum", self.momentum)
+        if self.kl_target is not None:
+            check_positive("kl_target", self.kl_target)
         check_positive("weight_decay", self.weight_decay, allow_zero=True)
         if self.vf_fisher_coef != AUTO:
             if isinstance(self.vf_fisher_coef, str):

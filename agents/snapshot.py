@@ -38,6 +38,7 @@ COUNTERS = (
     "_last_original_obs",
     "_last_episode_starts",
     "_value_variance",
+    "_rate_factor",
     "_updates_at_start",
     "measure_next_update",
 )

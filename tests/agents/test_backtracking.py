@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from natgrad_apps import Exact, KLTrustRegion, NaturalGradient
 from natgrad_apps.agents import ACKTR
-from natgrad_apps.agents.backtracking import Backtracking, shorten
+from natgrad_apps.agents.backtracking import Backtracking, adapted_rate, shorten
 from natgrad_apps.agents.heads import Change
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.likelihoods import Gaussian
@@ -111,3 +113,31 @@ def test_checks_end_when_the_limits_are_kept() -> None:
 def test_bad_limits_are_refused(given: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         ACKTR("MlpPolicy", discrete(), natural_gradient={"backtracking": given})
+
+
+def test_the_rate_follows_the_measured_kl() -> None:
+    assert adapted_rate(0.1, 0.009, 0.002) == pytest.approx(0.1 / 1.5)
+    assert adapted_rate(0.1, 0.0009, 0.002) == pytest.approx(0.15)
+    assert adapted_rate(0.1, 0.002, 0.002) == 0.1
+    assert adapted_rate(0.1, float("nan"), 0.002) == 0.1
+    assert adapted_rate(0.9, 0.0, 0.002) == 1.0
+    assert adapted_rate(1e-8, 1.0, 0.002) == 1e-8
+
+
+@pytest.mark.parametrize("target", [1e-4, 1e-2])
+def test_updates_come_to_make_the_target_kl(target: float) -> None:
+    """From a rate 100 times too large or too small: later updates lie within the rule's band, up to the noise of single rollouts."""
+    for start in (1e-3, 0.5):
+        options = {"step": "plain", "kl_target": target}
+        model = ACKTR("MlpPolicy", continuous(), **{**SMALL, "learning_rate": start}, natural_gradient=options)
+        rows = record(model, 16 * 60)
+        late = [row["train/measured_kl"] for row in rows[40:]]
+        assert target / 4 < float(np.median(late)) < target * 4
+        assert model._rate_factor != 1.0
+
+
+def test_the_adapted_rate_is_saved(tmp_path: Path) -> None:
+    model = ACKTR("MlpPolicy", discrete(), **SMALL, natural_gradient={"kl_target": 1e-3})
+    record(model, 96)
+    model.save(tmp_path / "agent.zip")
+    assert ACKTR.load(tmp_path / "agent.zip")._rate_factor == model._rate_factor != 1.0
