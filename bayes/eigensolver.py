@@ -41,7 +41,7 @@ class OuterSum:
     def expand(self, coefficients: Tensor) -> Tensor:
         """``C z`` for ``z: [c, k]``; cost ``n c k``."""
         first, *parts = coefficients.split([self.factor.shape[1], *(part.width for part in self.examples)])
-        total: Tensor = self.factor @ first
+        total: Tensor = (first.mT @ self.factor.mT).mT
         for part, z in zip(self.examples, parts, strict=True):
             total = total.add_(part.expand(z))
         return total

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.linalg.products import matmul_nt
 
 # At most this many gradient entries are formed at a time (256 MiB in float32).
 CHUNK = 2**26
@@ -146,15 +147,16 @@ class ExampleGradients:
         return total
 
     def expand(self, z: Tensor) -> Tensor:
-        """``G z: [n, k]`` for ``z: [N, k]``; cost ``N n k``."""
+        """``G z: [n, k]`` for ``z: [N, k]``, its columns contiguous in memory; cost ``N n k``."""
         total = self._empty(z.shape[1], self.size)
         for part in self._linear:
+            a, g = part.a.mT.contiguous(), part.g.mT.contiguous()
             for row, weights in zip(total, z.mT, strict=True):
-                weighted = part.g * weights.unsqueeze(1)
+                weighted = g * weights
                 if part.weight is not None:
-                    row[part.weight] = (weighted.mT @ part.a).flatten()
+                    row[part.weight] = matmul_nt(weighted, a).flatten()
                 if part.bias is not None:
-                    row[part.bias] = weighted.sum(0)
+                    row[part.bias] = weighted.sum(1)
         if self._rest is not None:
             for where, columns in zip(self._rest.where, (z.mT @ self._rest.rows).split(self._split(), dim=1), strict=True):
                 total[:, where] = columns
@@ -162,16 +164,17 @@ class ExampleGradients:
 
     def project(self, x: Tensor) -> Tensor:
         """``G^T x: [N, k]`` for ``x: [n, k]``; cost ``N n k``."""
-        total = self._empty(self.width, x.shape[1])
+        total = self._empty(x.shape[1], self.width).mT
+        vectors = x.mT.contiguous()
         for part in self._linear:
-            for column, vector in zip(total.mT, x.mT, strict=True):
+            for column, vector in zip(total.mT, vectors, strict=True):
                 if part.weight is not None:
                     matrix = vector[part.weight].reshape(part.g.shape[1], part.a.shape[1])
-                    column.add_(((part.a @ matrix.mT) * part.g).sum(1))
+                    column.add_((matmul_nt(part.a, matrix) * part.g).sum(1))
                 if part.bias is not None:
                     column.add_(part.g @ vector[part.bias])
         if self._rest is not None:
-            total += self._rest.rows @ torch.cat([x[where] for where in self._rest.where])
+            total += self._rest.rows @ torch.cat([vectors[:, where] for where in self._rest.where], dim=1).mT
         return total
 
     def cross(self, other: ExampleGradients) -> Tensor:

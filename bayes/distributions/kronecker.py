@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions.base import Normal
+from natgrad_apps.linalg.blocks import BlockDiagonal, sandwich
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class KroneckerNormal(Normal):
     so ``Cov = scale (L L^T)^-1 (x) (R R^T)^-1``. Marginal variances ``scale diag((L L^T)^-1) diag((R R^T)^-1)^T``.
 
     Shapes: blocks of ``left`` ``[*K, d, d]`` whose widths add up to ``d_out``, of ``right`` to ``d_in``; ``scale`` 0-d.
-    Cost: ``d_out d_in (d_out + d_in)`` for a draw, twice that for a product; ``(d_out^3 + d_in^3) / 3`` once for the variances.
+    Cost: ``d_out d_in (d_out + d_in)`` for a draw, twice that for a product; ``(d_out^3 + d_in^3) / 3`` once for inverses of the factors.
     Reference: Gupta & Nagar, Matrix variate distributions, 1999; Zhang, Sun, Duvenaud & Grosse, Noisy natural gradient as variational
     inference, ICML 2018, arXiv 1712.02390, equation 16.
 
@@ -47,8 +48,8 @@ class KroneckerNormal(Normal):
 
     def root(self, z: Tensor) -> Tensor:
         """``sqrt(scale) L^-T z R^-1``."""
-        half = _on_columns(self.right, z, lambda r, v: torch.linalg.solve_triangular(r, v, upper=False, left=False))
-        return _on_rows(self.left, half, lambda c, v: torch.linalg.solve_triangular(c.mT, v, upper=True)) * self.scale.sqrt()
+        left, right = self._inverse_roots
+        return sandwich(left, z, right) * self.scale.sqrt()
 
     def multiply_precision(self, v: Tensor) -> Tensor:
         """``L L^T v R R^T / scale``."""
@@ -61,8 +62,14 @@ class KroneckerNormal(Normal):
         return _on_rows(self.left, half, _solve) * self.scale
 
     @cached_property
+    def _inverse_roots(self) -> tuple[BlockDiagonal, BlockDiagonal]:
+        """``L^-T`` and ``R^-T``: a product is several times faster than a triangular solve."""
+        return BlockDiagonal(list(map(_inverse_root, self.left))), BlockDiagonal(list(map(_inverse_root, self.right)))
+
+    @cached_property
     def _variances(self) -> Tensor:
-        rows, columns = (_inverse_diagonal(blocks) for blocks in (self.left, self.right))
+        # (L L^T)^-1 = L^-T L^-1, whose diagonal is that of the squared rows of L^-T.
+        rows, columns = (torch.cat([b.square().sum(-1) for b in roots.blocks], dim=-1) for roots in self._inverse_roots)
         return self.scale * rows.unsqueeze(-1) * columns.unsqueeze(-2)
 
     def variances(self) -> Tensor:
@@ -103,13 +110,10 @@ def _solve(factor: Tensor, v: Tensor) -> Tensor:
     return torch.cholesky_solve(v, factor.expand(*v.shape[:-2], *factor.shape[-2:]))
 
 
-def _inverse_diagonal(blocks: Sequence[Tensor]) -> Tensor:
-    """Diagonal of ``(L L^T)^-1``: the squared columns of ``L^-1``."""
-    parts = []
-    for factor in blocks:
-        eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-        parts.append(torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False).square().sum(-2))
-    return torch.cat(parts, dim=-1)
+def _inverse_root(factor: Tensor) -> Tensor:
+    eye = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    inverse: Tensor = torch.linalg.solve_triangular(factor, eye.expand_as(factor), upper=False)
+    return inverse.mT.contiguous()
 
 
 def _log_diagonal(factor: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions.base import Normal
-from natgrad_apps.linalg.products import gram
 from natgrad_apps.linalg.spd import eigh_many
 
 
@@ -51,16 +50,16 @@ class LowRankNormal(Normal):
 
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
-        """``Y: [n, L]`` and ``e: [L]``."""
-        scaled = self.factor * self.diagonal.rsqrt().unsqueeze(-1)
-        [(values, vectors)] = eigh_many([gram(scaled)])
-        return scaled @ vectors, values
+        """``Y^T: [L, n]`` and ``e: [L]``; vectors of length ``n`` are rows, contiguous in memory."""
+        scaled = self.factor.mT * self.diagonal.rsqrt()
+        [(values, vectors)] = eigh_many([scaled @ scaled.mT])
+        return vectors.mT @ scaled, values
 
     def root(self, z: Tensor) -> Tensor:
         """See the class."""
         y, e = self._spectrum
         s = (1 + e).sqrt()
-        return (z - ((z @ y) / (s * (1 + s))) @ y.mT) * self.diagonal.rsqrt()
+        return (z - ((z @ y.mT) / (s * (1 + s))) @ y) * self.diagonal.rsqrt()
 
     def multiply_precision(self, v: Tensor) -> Tensor:
         """``U (U^T v) + d v``."""
@@ -70,15 +69,15 @@ class LowRankNormal(Normal):
         """By Woodbury."""
         y, e = self._spectrum
         half = v * self.diagonal.rsqrt()
-        return (half - ((half @ y) / (1 + e)) @ y.mT) * self.diagonal.rsqrt()
+        return (half - ((half @ y.mT) / (1 + e)) @ y) * self.diagonal.rsqrt()
 
     @cached_property
     def _variances(self) -> Tensor:
         y, e = self._spectrum
-        return (1 - (y.square() / (1 + e)).sum(-1)).clamp_min(torch.finfo(y.dtype).eps) / self.diagonal
+        return (1 - y.square().mT @ (1 / (1 + e))).clamp_min(torch.finfo(y.dtype).eps) / self.diagonal
 
     def variances(self) -> Tensor:
-        """``(1 - sum_k Y_ik^2 / (1 + e_k)) / d_i``, with a relative error of the machine's epsilon times ``d_i Sigma_ii``'s inverse."""
+        """``(1 - sum_k Y_ik^2 / (1 + e_k)) / d_i``; the difference has an absolute error of about the machine's epsilon."""
         return self._variances
 
     def logdet_precision(self) -> Tensor:

@@ -132,17 +132,22 @@ class SLANGLearner(RowsLearner):
         """See `SLANG`."""
         gradient, seen = self.take_vector(), self._examples_seen
         self.discard()
-        if not bool(torch.stack([part.squares().sum() for part in seen] + [gradient.sum()]).isfinite().all()):
-            return False
-        self.steps += 1
         decay, gamma = self.method.decay, self.intrinsic()
         matrix = OuterSum(self.factor * decay**0.5, [part.scaled((1 - decay) ** 0.5) for part in seen])
-        factor = leading_factor(matrix, self.method.rank, self.factor, self._generator)
-        rest = (matrix.diagonal() - factor.square().sum(1)).clamp_min_(0)
-        self.factor, self.diagonal = factor, self.diagonal * decay + rest
+        diagonal = matrix.diagonal()
+        if not bool((diagonal.sum() + gradient.sum()).isfinite()):
+            return False
+        self.steps += 1
+        self.factor = leading_factor(matrix, self.method.rank, self.factor, self._generator)
+        rest = diagonal.sub_(self.factor.square().sum(1)).clamp_min_(0)
+        self.diagonal = self.diagonal * decay + rest
         direction = self.average(gradient).addcmul(gamma, self.mean())
-        self.move(LowRankNormal(self.factor, self.diagonal + gamma + self.method.damping).multiply_covariance(direction))
         self.follow()
+        if self.method.damping == 0:  # the posterior is the damped curvature already, and has its decomposition
+            (part,) = self.posterior.parts.values()
+            self.move(part.normal.multiply_covariance(direction) / self.problem.scale)
+        else:
+            self.move(LowRankNormal(self.factor, self.diagonal + gamma + self.method.damping).multiply_covariance(direction))
         return True
 
     def averages(self) -> dict[str, Tensor]:
