@@ -47,7 +47,7 @@ class InferenceConfig:
         lr: Learning rate; null is 0.01 for vadam and vprop, 0.1 for the others.
         decay: Weight of the old value in the running average of the curvature.
         momentum: Weight of the old value in the running average of the gradient.
-        damping: Extrinsic damping; it shortens steps and is no part of the posterior.
+        damping: Extrinsic damping; it shortens steps and is no part of the posterior. null is 0.001 where the method has one.
         options: Further arguments of the method by name.
         num_samples: Weight samples a step.
         temperature: Weight of the KL divergence; 1 is Bayes.

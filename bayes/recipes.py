@@ -15,6 +15,9 @@ from natgrad_apps.errors import ConfigError, unknown_name
 LEARNING_RATES = {"vadam": 0.01, "vprop": 0.01}
 DEFAULT_LR = 0.1
 """First learning rates for standardized tables, where none is given; chosen with the preset ``uci``, see docs/bayes.md."""
+DEFAULT_DAMPING = 1e-3
+"""Extrinsic damping where none is given and the method has one. Without it a unit that few training rows switch on can take a step of up to
+``lr N / prior_precision`` times its gradient: noisy K-FAC then diverged on a split of UCI power, see docs/bayes.md."""
 
 
 def methods() -> dict[str, type[Method]]:
@@ -41,7 +44,8 @@ def build_method(name: str, arguments: Mapping[str, Any]) -> Method:
 
     Args:
         name: A key of `methods`.
-        arguments: Hyperparameters by name; the others keep their defaults, but for the learning rate, see `DEFAULT_LR`.
+        arguments: Hyperparameters by name; the others keep their defaults, but for learning rate and damping, see
+            `DEFAULT_LR` and `DEFAULT_DAMPING`.
 
     Raises:
         ConfigError: There is no such method, or it has no such argument, or a value is not legal.
@@ -56,7 +60,10 @@ def build_method(name: str, arguments: Mapping[str, Any]) -> Method:
         if argument not in legal:
             raise unknown_name(f"argument of {name}", argument, legal)
     try:
-        built = cls(**{"lr": LEARNING_RATES.get(name, DEFAULT_LR), **arguments})
+        defaults: dict[str, Any] = {"lr": LEARNING_RATES.get(name, DEFAULT_LR)}
+        if "damping" in legal:
+            defaults["damping"] = DEFAULT_DAMPING
+        built = cls(**{**defaults, **arguments})
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     except (TypeError, ValueError) as error:

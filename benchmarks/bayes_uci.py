@@ -36,6 +36,7 @@ from natgrad_apps._resources import config_path
 from natgrad_apps.bayes.config import RecipeConfig, UciConfig, parse_splits
 from natgrad_apps.bayes.data import load_uci
 from natgrad_apps.bayes.fitting import fit_split, published_split
+from natgrad_apps.bayes.recipes import methods
 from natgrad_apps.bayes.uci import summary
 from natgrad_apps.runner import atomic, provenance, schema
 from natgrad_apps.runner.arguments import read_file
@@ -87,7 +88,8 @@ def recipe(method: str, overrides: Mapping[str, Any]) -> RecipeConfig:
     """
     preset = schema.read(UciConfig, read_file(config_path("bayes", "uci")))
     name = "noisy_kfac" if method == DETERMINISTIC else method
-    inference = dataclasses.replace(preset.inference, **overrides)
+    legal = {field.name for field in dataclasses.fields(methods()[name])} | set(schema.to_plain(preset.inference)) - {"damping"}
+    inference = dataclasses.replace(preset.inference, **{key: value for key, value in overrides.items() if key in legal})
     return RecipeConfig(name, preset.model, inference, preset.training, preset.prediction)
 
 
@@ -122,29 +124,38 @@ def run(name: str, split: int, method: str, overrides: Mapping[str, Any]) -> dic
 
 
 def tables(results: Results) -> str:
-    """Markdown: one table a set.
+    """Markdown: a table for each set, and one of the splits that all of its methods have in common where some have more.
 
     Args:
         results: By ``"set split method"``.
     """
-    found: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    found: dict[str, dict[str, dict[int, dict[str, Any]]]] = {}
     for key, value in results.items():
-        name, _, method = key.split()
-        found.setdefault(name, {}).setdefault(method, []).append(value)
+        name, split, method = key.split()
+        found.setdefault(name, {}).setdefault(method, {})[int(split)] = value
     parts = []
-    for name in sorted(found):
-        lines = [f"**{name}**", "", "| method | splits | RMSE | LL pointwise | LL joint | CPU s a split |", "|---|---|---|---|---|---|"]
-        for method, values in found[name].items():
-            cells = [_cell([v[key] for v in values]) for key in VALUES]
-            seconds = math.fsum(v["cpu_seconds"] for v in values) / len(values)
-            lines.append(f"| {method} | {len(values)} | {' | '.join(cells)} | {seconds:.1f} |")
+    for name, by_method in sorted(found.items()):
+        common = set.intersection(*(set(values) for values in by_method.values()))
+        published = []
         for source, numbers in PUBLISHED.items():
             if name in numbers:
                 rmse, loglik = numbers[name]
                 pair = ("", loglik) if "joint" in source else (loglik, "")
-                lines.append(f"| {source} | 20 | {rmse} | {pair[0]} | {pair[1]} | |")
-        parts.append("\n".join(lines))
+                published.append(f"| {source} | {5 if name == 'protein' else 20} | {rmse} | {pair[0]} | {pair[1]} | |")
+        parts.append(_table(name, {method: list(values.values()) for method, values in by_method.items()}, published))
+        if common and any(set(values) != common for values in by_method.values()):
+            title = f"{name}, the same splits for every method: {', '.join(map(str, sorted(common)))}"
+            parts.append(_table(title, {method: [values[s] for s in sorted(common)] for method, values in by_method.items()}, []))
     return "\n\n".join(parts)
+
+
+def _table(title: str, by_method: Mapping[str, Sequence[Mapping[str, float]]], further: Sequence[str]) -> str:
+    lines = [f"**{title}**", "", "| method | splits | RMSE | LL pointwise | LL joint | CPU s a split |", "|---|---|---|---|---|---|"]
+    for method, values in by_method.items():
+        cells = [_cell([v[key] for v in values]) for key in VALUES]
+        seconds = math.fsum(v["cpu_seconds"] for v in values) / len(values)
+        lines.append(f"| {method} | {len(values)} | {' | '.join(cells)} | {seconds:.1f} |")
+    return "\n".join([*lines, *further])
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -196,6 +207,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--full", action="store_true", help="seven sets, all splits")
     parser.add_argument("--learn_prior", action="store_true", help="learn each layer's prior precision too")
+    parser.add_argument("--damping", type=float, help="extrinsic damping of the methods that have one (default: theirs, 0.001)")
     parser.add_argument("--out", type=Path, default=Path("bayes_uci.json"), help="JSON file of all results; a run goes on from it")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/bayes.md")
     parser.add_argument("--print", action="store_true", help="train nothing: print (and --write) what --out holds")
@@ -210,7 +222,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     options = _arguments(argv)
     torch.set_num_threads(1)
-    overrides = {"learn_prior": True} if options.learn_prior else {}
+    overrides: dict[str, Any] = {"learn_prior": True} if options.learn_prior else {}
+    overrides |= {} if options.damping is None else {"damping": options.damping}
     results = read_results(options.out, overrides)
     sets = options.sets or (SEVEN if options.full else QUICK)
     splits = parse_splits(options.splits) if options.splits else None if options.full else [0, 1]

@@ -11,10 +11,11 @@ import torch
 
 from benchmarks import bayes_uci
 from natgrad_apps._resources import available_configs
+from natgrad_apps.bayes import NoisyKFAC, Vadam
 from natgrad_apps.bayes.config import FitConfig, RecipeConfig, TrainConfig, UciConfig
 from natgrad_apps.bayes.data.uci import read_uci
 from natgrad_apps.bayes.fitting import Fit
-from natgrad_apps.bayes.recipes import methods
+from natgrad_apps.bayes.recipes import build_method, methods
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import read_file
 from tests.bayes_runner._uci import write_uci
@@ -46,6 +47,11 @@ def test_tables_hold_means_and_standard_errors() -> None:
     results = {"yacht 0 noisy_kfac": {**base, "rmse": 1.0}, "yacht 1 noisy_kfac": {**base, "rmse": 3.0}}
     text = bayes_uci.tables(results)
     assert "| noisy_kfac | 2 | 2.00 ± 1.00 | -2.00 ± 0.00 | -2.50 ± 0.00 | 1.0 |" in text
+    assert "same splits" not in text
+    more = bayes_uci.tables({**results, "yacht 1 vogn": {**base, "rmse": 5.0}})
+    same = more[more.index("the same splits for every method: 1**") :]
+    assert "| noisy_kfac | 1 | 3.00 |" in same
+    assert "| vogn | 1 | 5.00 |" in same
     assert "| SLANG (Mishkin et al. 2018; joint LL) | 20 | 1.08 ± 0.06 |  | -1.88 ± 0.01 | |" in text
 
 
@@ -101,3 +107,15 @@ def test_the_longest_training_may_be_bounded(tmp_path: Path) -> None:
     table = read_uci(tmp_path / "yacht", "yacht")
     bounded = RecipeConfig(training=FitConfig(epochs=100, batch_size=8, max_steps=7))
     assert Fit(table, table.splits[0], bounded, seed=0).steps_total == 7
+
+
+def test_learning_rate_and_damping_have_defaults_where_the_method_has_them() -> None:
+    kfac, vadam = build_method("noisy_kfac", {}), build_method("vadam", {})
+    assert isinstance(kfac, NoisyKFAC)
+    assert isinstance(vadam, Vadam)
+    assert (kfac.lr, kfac.damping, vadam.lr) == (0.1, 1e-3, 0.01)
+    plain = build_method("noisy_kfac", {"damping": 0.0, "lr": 0.5})
+    assert isinstance(plain, NoisyKFAC)
+    assert (plain.lr, plain.damping) == (0.5, 0.0)
+    assert bayes_uci.recipe("vadam", {"damping": 0.0}).inference.damping is None
+    assert bayes_uci.recipe("noisy_kfac", {"damping": 0.0}).inference.damping == 0
