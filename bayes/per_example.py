@@ -39,7 +39,8 @@ def per_example_rows(
     """Chunks of ``J_n^T v_n`` for the examples ``n``: the gradients of ``v_n . f(x_n)``.
 
     With ``v_n`` the gradient of ``log p(y_n | f_n)`` at the outputs these are the gradients of the log-likelihood. Shared weights, biases
-    of convolutions and normalization layers are exact, because nothing is derived from layer inputs.
+    of convolutions and normalization layers are exact, because nothing is derived from layer inputs. Models with recurrent
+    layers of torch take one backward pass an example.
 
     Args:
         model: Gives ``[N, ...]`` for inputs ``[N, ...]``.
@@ -63,6 +64,10 @@ def per_example_rows(
         result: Tensor = (output.squeeze(0) * v).sum()
         return result
 
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):  # its kernels cannot be vectorized
+        for v, *x in zip(cotangents, *inputs, strict=True):
+            yield {name: g.unsqueeze(0) for name, g in grad(product)(values, v, *x).items()}
+        return
     each = vmap(grad(product), in_dims=(None, 0, *(0 for _ in inputs)))
     step = max(1, CHUNK // sum(p.numel() for p in values.values()))
     for start in range(0, len(cotangents), step):

@@ -155,7 +155,12 @@ class Variational:
         """
         if self._weights.held:
             raise ConfigError("step() inside sample_weights(): leave the context first, the model must hold the mean")
-        batch = Batch(x if isinstance(x, tuple) else (x,), y, self.num_samples)
+        device = next(iter(self._weights.live.values())).device.type
+        autocast = torch.is_autocast_enabled(device)
+        with torch.autocast(device, enabled=False):
+            return self._step(Batch(x if isinstance(x, tuple) else (x,), y, self.num_samples, autocast))
+
+    def _step(self, batch: Batch) -> StepInfo:
         kl = self.posterior.kl(self.prior)
         outcomes: list[Outcome] = []
         before = self._generator.get_state()

@@ -66,3 +66,4 @@ class Weights:
     def _copy(self, values: Mapping[str, Tensor]) -> None:
         for name, p in self.live.items():
             p.copy_(values[name])
+        torch.clear_autocast_cache()  # it keeps low-precision copies of parameters, by identity, until the outermost region ends

@@ -60,11 +60,13 @@ class Batch:
         inputs: Arguments of the model.
         y: Targets.
         samples: Number of weight samples.
+        autocast: Whether the model runs under autocast; nothing else does.
     """
 
     inputs: tuple[Any, ...]
     y: Tensor
     samples: int
+    autocast: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Learner(ABC):
         Raises:
             TypeError: They are no tensor.
         """
-        outputs = self.problem.model(*batch.inputs)
+        with torch.autocast(next(iter(self.problem.weights.live.values())).device.type, enabled=batch.autocast):
+            outputs = self.problem.model(*batch.inputs)
         if not isinstance(outputs, Tensor):
             raise TypeError(f"the model must return one tensor, got {type(outputs).__name__}")
         return outputs

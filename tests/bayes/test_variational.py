@@ -205,6 +205,18 @@ def test_samples_inside_and_the_mean_outside() -> None:
         assert all(torch.equal(a, b) for a, b in zip(values(vi), outer, strict=True))
 
 
+def test_samples_differ_under_autocast() -> None:
+    """Autocast keeps half-precision copies of parameters, which must not outlive a sample."""
+    vi = build(NoisyKFAC())
+    x = torch.randn(4, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = []
+        for seed in range(2):
+            with vi.sample_weights(torch.Generator().manual_seed(seed)):
+                outputs.append(vi.model(x))
+    assert not torch.equal(outputs[0], outputs[1])
+
+
 def test_a_backward_pass_that_comes_too_late_is_an_error() -> None:
     """Its gradients would be those of other weights."""
     vi = build(NoisyKFAC())
@@ -270,6 +282,48 @@ def test_a_step_that_is_not_finite_is_skipped(method: Method) -> None:
     assert all(torch.equal(a, b) for a, b in zip(values(vi), before, strict=True))
     assert not vi.step(x, y).skipped
     assert NonFiniteWarning is not None
+
+
+class Recurrent(nn.Module):
+    """Its last state's linear readout; inputs ``[N, T, 3]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gru, self.head = nn.GRU(3, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.gru(x)[0][:, -1])
+        return outputs
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if not isinstance(m, VON)], ids=ids)
+def test_recurrent_layers(method: Method) -> None:
+    vi = Variational(Recurrent(), method=method, task=Regression(), num_data=30)
+    before = values(vi)
+    for _ in range(2):
+        info = vi.step(torch.randn(6, 5, 3), torch.randn(6))
+    assert info.nelbo.isfinite()
+    assert not info.skipped
+    assert all(not torch.equal(a, b) for a, b in zip(values(vi), before, strict=True)), "every parameter learns"
+
+
+@pytest.mark.parametrize("method", METHODS, ids=ids)
+def test_autocast_is_for_the_model_only(method: Method) -> None:
+    """The step of a half-precision forward pass is near that in full precision; posterior and averages stay in full precision."""
+    x, y = batches(1)[0]
+    plain, half = build(method), build(method)
+    before, seen = torch.cat([v.flatten() for v in values(plain)]), []
+    handle = next(half.model.children()).register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    plain.step(x, y)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half.step(x, y)
+        assert half.posterior.sample()["0.weight"].dtype == torch.float32
+    handle.remove()
+    assert seen[0] == torch.bfloat16
+    assert all(v.dtype == torch.float32 for v in half.posterior.variances().values())
+    full, low = (torch.cat([v.flatten() for v in values(vi)]) for vi in (plain, half))
+    # bfloat16 has 8 bits: an error of some percent in the gradients. (Autocast's own copies of the weights of another sample: 50%.)
+    assert float((low - full).norm()) < 0.2 * float((full - before).norm())
 
 
 @pytest.mark.parametrize("method", METHODS, ids=ids)
