@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import json
 import math
 import os
@@ -88,7 +89,7 @@ def recipe(method: str, overrides: Mapping[str, Any]) -> RecipeConfig:
     """
     preset = schema.read(UciConfig, read_file(config_path("bayes", "uci")))
     name = "noisy_kfac" if method == DETERMINISTIC else method
-    legal = {field.name for field in dataclasses.fields(methods()[name])} | set(schema.to_plain(preset.inference)) - {"damping"}
+    legal = set(inspect.signature(methods()[name]).parameters) | set(schema.to_plain(preset.inference)) - {"damping"}
     inference = dataclasses.replace(preset.inference, **{key: value for key, value in overrides.items() if key in legal})
     return RecipeConfig(name, preset.model, inference, preset.training, preset.prediction)
 
