@@ -206,11 +206,11 @@ def test_samples_inside_and_the_mean_outside() -> None:
 
 
 def test_samples_differ_under_autocast() -> None:
-    """Autocast keeps half-precision copies of parameters, which must not outlive a sample."""
-    vi = build(NoisyKFAC())
+    """Autocast keeps half-precision copies of the weights of linear layers, which must not outlive a sample."""
+    vi = Variational(nn.Linear(3, 4), method=NoisyKFAC(), task=Classification(), num_data=6)
     x = torch.randn(4, 3)
+    outputs = []
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs = []
         for seed in range(2):
             with vi.sample_weights(torch.Generator().manual_seed(seed)):
                 outputs.append(vi.model(x))
