@@ -142,21 +142,33 @@ def tables(results: Results) -> str:
             if name in numbers:
                 rmse, loglik = numbers[name]
                 pair = ("", loglik) if "joint" in source else (loglik, "")
-                published.append(f"| {source} | {5 if name == 'protein' else 20} | {rmse} | {pair[0]} | {pair[1]} | |")
-        parts.append(_table(name, {method: list(values.values()) for method, values in by_method.items()}, published))
+                published.append(f"| {source} | {'0-4' if name == 'protein' else '0-19'} | {rmse} | {pair[0]} | {pair[1]} | |")
+        parts.append(_table(name, by_method, published))
         if common and any(set(values) != common for values in by_method.values()):
             title = f"{name}, the same splits for every method: {', '.join(map(str, sorted(common)))}"
-            parts.append(_table(title, {method: [values[s] for s in sorted(common)] for method, values in by_method.items()}, []))
+            parts.append(_table(title, {method: {s: values[s] for s in common} for method, values in by_method.items()}, []))
     return "\n\n".join(parts)
 
 
-def _table(title: str, by_method: Mapping[str, Sequence[Mapping[str, float]]], further: Sequence[str]) -> str:
+def _table(title: str, by_method: Mapping[str, Mapping[int, Mapping[str, float]]], further: Sequence[str]) -> str:
     lines = [f"**{title}**", "", "| method | splits | RMSE | LL pointwise | LL joint | CPU s a split |", "|---|---|---|---|---|---|"]
-    for method, values in by_method.items():
+    for method, by_split in by_method.items():
+        values = list(by_split.values())
         cells = [_cell([v[key] for v in values]) for key in VALUES]
         seconds = math.fsum(v["cpu_seconds"] for v in values) / len(values)
-        lines.append(f"| {method} | {len(values)} | {' | '.join(cells)} | {seconds:.1f} |")
+        lines.append(f"| {method} | {_ranges(sorted(by_split))} | {' | '.join(cells)} | {seconds:.1f} |")
     return "\n".join([*lines, *further])
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-4, 7`` for 0, 1, 2, 3, 4, 7."""
+    parts: list[list[int]] = []
+    for n in numbers:
+        if parts and n == parts[-1][-1] + 1:
+            parts[-1].append(n)
+        else:
+            parts.append([n])
+    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}-{p[-1]}" for p in parts)
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -239,7 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = tables(results)
     print("\n" + text)
     if options.write:
-        flags = " --learn_prior" if options.learn_prior else ""
+        flags = "".join(f" --{name}" if value is True else f" --{name} {value}" for name, value in overrides.items())
+        flags += " --sets ... --methods ... --splits ..."
         machine = f"{os.cpu_count()} cores shared with other work, torch {torch.__version__}, Python {platform.python_version()}"
         write_block(f"command: `python benchmarks/bayes_uci.py{flags}`   {machine}\n\n{text}")
 

@@ -46,13 +46,17 @@ def test_tables_hold_means_and_standard_errors() -> None:
     base = {"loglik_pointwise": -2.0, "loglik_joint": -2.5, "noise_std": 1.0, "steps": 3, "cpu_seconds": 1.0}
     results = {"yacht 0 noisy_kfac": {**base, "rmse": 1.0}, "yacht 1 noisy_kfac": {**base, "rmse": 3.0}}
     text = bayes_uci.tables(results)
-    assert "| noisy_kfac | 2 | 2.00 ± 1.00 | -2.00 ± 0.00 | -2.50 ± 0.00 | 1.0 |" in text
+    assert "| noisy_kfac | 0-1 | 2.00 ± 1.00 | -2.00 ± 0.00 | -2.50 ± 0.00 | 1.0 |" in text
     assert "same splits" not in text
     more = bayes_uci.tables({**results, "yacht 1 vogn": {**base, "rmse": 5.0}})
     same = more[more.index("the same splits for every method: 1**") :]
     assert "| noisy_kfac | 1 | 3.00 |" in same
     assert "| vogn | 1 | 5.00 |" in same
-    assert "| SLANG (Mishkin et al. 2018; joint LL) | 20 | 1.08 ± 0.06 |  | -1.88 ± 0.01 | |" in text
+    assert "| SLANG (Mishkin et al. 2018; joint LL) | 0-19 | 1.08 ± 0.06 |  | -1.88 ± 0.01 | |" in text
+
+
+def test_splits_are_named() -> None:
+    assert bayes_uci._ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
 def test_the_benchmark_runs_writes_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
