@@ -55,6 +55,7 @@ _SHCHUR = replace(
 )
 CASES: dict[str, CompareConfig] = {
     "cora_public": _BASE,
+    "cora_public_damped": replace(_BASE, optimizer=replace(KFAC, damping={"name": "factored_tikhonov", "value": 0.01})),
     "cora_public_pseudo": replace(_BASE, pseudo_labels=PSEUDO),
     "citeseer_public": replace(_BASE, dataset="CiteSeer", target=0.68),
     "citeseer_public_pseudo": replace(_BASE, dataset="CiteSeer", pseudo_labels=PSEUDO, target=0.68),
