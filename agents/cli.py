@@ -8,14 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
-from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.agents.config import PROGRAM, TrainConfig
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, Verb, parse, read_config, verb_parser
 from natgrad_apps.runner.command import run_command
 from natgrad_apps.runner.hints import Range
 
-PROGRAM = "natgrad-acktr"
 KIND = "agents"
 DESCRIPTION = "Train and evaluate ACKTR agents: natural-gradient actor-critic with a KL trust region."
 _COUNT = Annotated[int, Range(low=1)]

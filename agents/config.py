@@ -14,6 +14,7 @@ from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner.hints import Range
 
+PROGRAM = "natgrad-acktr"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
 _SCHEDULE = re.compile(r"lin_(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
 

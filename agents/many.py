@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from natgrad_apps.agents.config import TrainConfig
-from natgrad_apps.agents.guards import PROGRAM
+from natgrad_apps.agents.config import PROGRAM, TrainConfig
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import atomic, schema

@@ -17,15 +17,15 @@ import natgrad_apps
 from natgrad_apps.agents import snapshot
 from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.callbacks import NEVER, EvaluationInterruptedError, Hooks, Progress, RunCallback, RunWriter
-from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.agents.config import PROGRAM, TrainConfig
 from natgrad_apps.agents.environments import close, find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
-from natgrad_apps.agents.guards import PROGRAM, failures_to, warnings_to
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, provenance, schema
 from natgrad_apps.runner.arguments import read_file
 from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
+from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.progress import ProgressView
 
@@ -181,7 +181,7 @@ class _Session:
         view = ProgressView(title, config.total_timesteps, self.agent.num_timesteps, self.folder.log)
         with ExitStack() as stack:
             flag = stack.enter_context(InterruptFlag())
-            stack.enter_context(failures_to(self.folder))
+            stack.enter_context(failures_to(self.folder, self._resume_command(), _explain))
             stack.enter_context(view)
             stack.enter_context(warnings_to(view))
             view.say(f"{title}: {config.total_timesteps:,} steps, batch {config.batch_size}, seed {config.seed}, {self.agent.device}")
@@ -276,12 +276,15 @@ class _Session:
 
     def _interrupt(self, flag: InterruptFlag) -> NoReturn:
         self.folder.log(f"interrupted by {flag.name} at step {self.agent.num_timesteps}")
-        raise InterruptedRunError(f"{PROGRAM} train --resume {shlex.quote(str(self.folder.path))}")
+        raise InterruptedRunError(self._resume_command())
+
+    def _resume_command(self) -> str:
+        return f"{PROGRAM} train --resume {shlex.quote(str(self.folder.path))}"
 
     def _finish(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> None:
         self.folder.write_results(self._results(result, best))
         try:
-            with failures_to(self.folder):
+            with failures_to(self.folder, self._resume_command(), _explain):
                 picture = str(plot_runs([self.folder.path], self.folder.figures / "learning_curve.png"))
         except NothingToDrawError:
             picture = "none, because no episode ended during training"
@@ -312,3 +315,9 @@ class _Session:
             "source": provenance.git_commit(Path(natgrad_apps.__file__)),
             "machine": provenance.machine(self.agent.device),
         }
+
+
+def _explain(error: Exception) -> str | None:
+    """What a broken pipe means here."""
+    dead = isinstance(error, (EOFError, ConnectionError))
+    return "the process of an environment died; what it printed says why" if dead else None

@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANTED = "\n_planted: int = 'not an integer'  # the canary\n"
-PUBLIC = ("natgrad_apps", "natgrad_apps.likelihoods", "natgrad_apps.agents", "natgrad_apps.bayes")
+PUBLIC = ("natgrad_apps", "natgrad_apps.likelihoods", "natgrad_apps.agents", "natgrad_apps.bayes", "natgrad_apps.graphs")
 
 
 def mypy(*arguments: str) -> list[str]:

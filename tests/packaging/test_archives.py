@@ -25,7 +25,7 @@ def expected_names(tree: Path) -> set[str]:
     folders = [path for name in ("agents", "bayes") for path in (tree / name).rglob("*.py")]
     applications = {"natgrad_apps/" + path.relative_to(tree).as_posix() for path in folders}
     presets = {"natgrad_apps/" + path.relative_to(tree).as_posix() for path in (tree / "configs").rglob("*.yaml")}
-    return core | applications | presets | {"natgrad_apps/py.typed"}
+    return core | applications | presets | {"natgrad_apps/py.typed", "natgrad_apps/bayes/data/uci_sha256.txt"}
 
 
 def metadata(wheel: Path) -> Message:
@@ -94,4 +94,6 @@ def test_command_is_declared(build: Build) -> None:
     with zipfile.ZipFile(build.wheel) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/entry_points.txt"))
         text = archive.read(name).decode()
-    assert text.split() == ["[console_scripts]", "natgrad-acktr", "=", "natgrad_apps.agents.cli:main"]
+    programs = {"natgrad-acktr": "agents", "natgrad-bayes": "bayes", "natgrad-graph": "graphs"}
+    assert text.split("\n")[0] == "[console_scripts]"
+    assert set(text.split("\n")[1:]) - {""} == {f"{program} = natgrad_apps.{folder}.cli:main" for program, folder in programs.items()}
