@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from natgrad_apps.agents import cli
-from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.agents.config import PROGRAM, TrainConfig
 from natgrad_apps.bayes import cli as bayes_cli
 from natgrad_apps.graphs import cli as graph_cli
 from natgrad_apps.runner.arguments import parse, read_config
@@ -74,8 +74,8 @@ def test_commands_are_legal(page: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.chdir(ROOT)
     for line in shell_lines(page):
         program, *words = shlex.split(line, comments=True)
-        if program == cli.PROGRAM:
-            options = parse(cli.PROGRAM, cli.DESCRIPTION, cli._verbs(), words)
+        if program == PROGRAM:
+            options = parse(PROGRAM, cli.DESCRIPTION, cli._verbs(), words)
             if options.text("config") is not None:
                 assert read_config(TrainConfig, cli.KIND, options.text("config"), options)
         for module in (bayes_cli, graph_cli):
