@@ -23,11 +23,11 @@ from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, provenance, schema
-from natgrad_apps.runner.arguments import read_file
-from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
+from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.resuming import reopen
 
 SESSION_SEED = 7919
 PACKAGES = ("natgrad-apps", "torch", "numpy", "stable-baselines3", "gymnasium", "ale-py", "mujoco")
@@ -66,32 +66,23 @@ def resume(path: Path) -> None:
         InterruptedRunError: A signal arrived; the checkpoint is written.
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
-    require_run(path)
-    if read_results(path) is not None:
-        print(f"{path} is complete; nothing is left to do. To look at it: {PROGRAM} evaluate {shlex.quote(str(path))}")
-        return
-    config = schema.read(TrainConfig, read_file(path / CONFIG))
     with ExitStack() as stack:
-        folder = RunFolder.reopen(path)
-        stack.callback(folder.close)
-        saved = checkpoints.load(folder.checkpoints.find())
-        config_yaml = (path / CONFIG).read_text(encoding="utf-8")
-        if saved.files.get(snapshot.CONFIG) != config_yaml.encode():
-            raise ConfigError(
-                f"{path / CONFIG} differs from {saved.folder / CONFIG}: a run keeps its settings; undo the change, or start a new run"
-            )
-        state = snapshot.RunState.unpack(saved.files)
+        run = reopen(path, TrainConfig, PROGRAM, stack)
+        if run is None:
+            return
+        config, folder = run.config, run.folder
+        state = snapshot.RunState.unpack(run.files)
         venv = open_environment(config, stack)
-        snapshot.take_statistics(venv, snapshot.normalization(saved.files))
+        snapshot.take_statistics(venv, snapshot.normalization(run.files))
         agent = build_agent(config, venv)
-        snapshot.restore_agent(saved.files, agent)
+        snapshot.restore_agent(run.files, agent)
         if state.environments is None:
             # Without the states of the environments new episodes begin; other seeds keep them from repeating the first ones.
             venv.seed(config.seed + SESSION_SEED * state.progress.sessions)
             agent._last_obs = None
             state.progress.exact = False
         state.progress.sessions += 1
-        _Session(config, config_yaml, folder, venv, agent, state.progress).run(state)
+        _Session(config, run.config_yaml, folder, venv, agent, state.progress).run(state)
 
 
 def open_environment(config: TrainConfig, stack: ExitStack) -> VecEnv:

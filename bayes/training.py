@@ -21,13 +21,12 @@ from natgrad_apps.bayes.run_data import open_data, resolve_device
 from natgrad_apps.bayes.snapshot import Progress
 from natgrad_apps.bayes.tasks import RegressionTask
 from natgrad_apps.bayes.variational import StepInfo
-from natgrad_apps.errors import ConfigError
-from natgrad_apps.runner import checkpoints, provenance, schema
-from natgrad_apps.runner.arguments import read_file
-from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
+from natgrad_apps.runner import provenance, schema
+from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.resuming import reopen
 
 PROGRAM = "natgrad-bayes"
 PACKAGES = ("natgrad-apps", "torch", "numpy", "scikit-learn", "pandas")
@@ -66,25 +65,16 @@ def resume(path: Path) -> None:
         InterruptedRunError: A signal arrived; the checkpoint is written.
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
-    require_run(path)
-    if read_results(path) is not None:
-        print(f"{path} is complete; nothing is left to do. To look at it: {PROGRAM} evaluate {shlex.quote(str(path))}")
-        return
-    config = schema.read(TrainConfig, read_file(path / CONFIG))
     with ExitStack() as stack:
-        folder = RunFolder.reopen(path)
-        stack.callback(folder.close)
-        saved = checkpoints.load(folder.checkpoints.find())
-        config_yaml = (path / CONFIG).read_text(encoding="utf-8")
-        if saved.files.get(snapshot.CONFIG) != config_yaml.encode():
-            raise ConfigError(
-                f"{path / CONFIG} differs from {saved.folder / CONFIG}: a run keeps its settings; undo the change, or start a new run"
-            )
+        run = reopen(path, TrainConfig, PROGRAM, stack)
+        if run is None:
+            return
+        config, folder = run.config, run.folder
         fit = open_fit(config)
-        progress = snapshot.restore(saved.files, fit)
+        progress = snapshot.restore(run.files, fit)
         progress.sessions += 1
         folder.metrics.cut(fit.steps_done)
-        _Session(config, config_yaml, folder, fit, progress).run(resumed=True)
+        _Session(config, run.config_yaml, folder, fit, progress).run(resumed=True)
 
 
 def open_fit(config: TrainConfig) -> Fit:

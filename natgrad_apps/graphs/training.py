@@ -11,18 +11,17 @@ from typing import Any, NoReturn
 
 from torch.utils.tensorboard import SummaryWriter
 
-from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.plotting import plot_run
 from natgrad_apps.graphs.runs import PROGRAM
 from natgrad_apps.graphs.trainer import Epoch, Trainer
-from natgrad_apps.runner import checkpoints, schema
-from natgrad_apps.runner.arguments import read_file
-from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
+from natgrad_apps.runner import schema
+from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.resuming import reopen
 
 
 class EpochView(ProgressView):
@@ -63,24 +62,15 @@ def resume(path: Path) -> None:
         InterruptedRunError: A signal arrived; the checkpoint is written.
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
-    require_run(path)
-    if read_results(path) is not None:
-        print(f"{path} is complete; nothing is left to do. To look at it: {PROGRAM} evaluate {shlex.quote(str(path))}")
-        return
-    config = schema.read(TrainConfig, read_file(path / CONFIG))
     with ExitStack() as stack:
-        folder = RunFolder.reopen(path)
-        stack.callback(folder.close)
-        saved = checkpoints.load(folder.checkpoints.find())
-        config_yaml = (path / CONFIG).read_text(encoding="utf-8")
-        if saved.files.get(runs.CONFIG) != config_yaml.encode():
-            raise ConfigError(
-                f"{path / CONFIG} differs from {saved.folder / CONFIG}: a run keeps its settings; undo the change, or start a new run"
-            )
+        run = reopen(path, TrainConfig, PROGRAM, stack)
+        if run is None:
+            return
+        config, folder = run.config, run.folder
         trainer = runs.open_trainer(config)
-        runs.unpack(saved.files, trainer)
+        runs.unpack(run.files, trainer)
         folder.metrics.cut(trainer.progress.epoch)
-        _Session(config, config_yaml, folder, trainer).run(resumed=True)
+        _Session(config, run.config_yaml, folder, trainer).run(resumed=True)
 
 
 @dataclass
