@@ -1,15 +1,13 @@
-"""Presets load, and the benchmark's tables say what its results are."""
+"""Presets load, and what they say reaches the training."""
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bayes_uci
 from natgrad_apps._resources import available_configs
 from natgrad_apps.bayes import NoisyKFAC, Vadam
 from natgrad_apps.bayes.config import FitConfig, RecipeConfig, TrainConfig, UciConfig
@@ -33,54 +31,6 @@ def test_learning_rate_schedules() -> None:
     assert [FitConfig(lr_schedule="cosine").lr_factor(t) for t in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
     assert [FitConfig(lr_schedule="step").lr_factor(t) for t in (0, 0.49, 0.5, 1)] == [1, 1, 0.1, 0.1]
     assert FitConfig(lr_schedule="constant").lr_factor(0.9) == 1
-
-
-def test_jobs_cover_every_set_split_and_method_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_uci(tmp_path / "uci" / "yacht")
-    monkeypatch.setenv("NATGRAD_DATA", str(tmp_path))
-    assert list(bayes_uci.jobs(["yacht"], None, ["a", "b"])) == [("yacht", 0, "a"), ("yacht", 0, "b"), ("yacht", 1, "a"), ("yacht", 1, "b")]
-    assert list(bayes_uci.jobs(["yacht"], [1, 5], ["a"])) == [("yacht", 1, "a")]
-
-
-def test_tables_hold_means_and_standard_errors() -> None:
-    base = {"loglik_pointwise": -2.0, "loglik_joint": -2.5, "noise_std": 1.0, "steps": 3, "cpu_seconds": 1.0}
-    results = {"yacht 0 noisy_kfac": {**base, "rmse": 1.0}, "yacht 1 noisy_kfac": {**base, "rmse": 3.0}}
-    text = bayes_uci.tables(results)
-    assert "| noisy_kfac | 0-1 | 2.00 ± 1.00 | -2.00 ± 0.00 | -2.50 ± 0.00 | 1.0 |" in text
-    assert "same splits" not in text
-    more = bayes_uci.tables({**results, "yacht 1 vogn": {**base, "rmse": 5.0}})
-    same = more[more.index("the same splits for every method: 1**") :]
-    assert "| noisy_kfac | 1 | 3.00 |" in same
-    assert "| vogn | 1 | 5.00 |" in same
-    assert "| SLANG (Mishkin et al. 2018; joint LL) | 0-19 | 1.08 ± 0.06 |  | -1.88 ± 0.01 | |" in text
-
-
-def test_splits_are_named() -> None:
-    assert bayes_uci._ranges([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
-
-
-def test_the_benchmark_runs_writes_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    write_uci(tmp_path / "uci" / "yacht")
-    monkeypatch.setenv("NATGRAD_DATA", str(tmp_path))
-    preset = tmp_path / "uci.yaml"
-    preset.write_text("training: {epochs: 2, batch_size: 8}\nprediction: {num_samples: 3}\n")
-    monkeypatch.setattr(bayes_uci, "config_path", lambda kind, name: preset)
-    out, page = tmp_path / "out.json", tmp_path / "page.md"
-    page.write_text(f"above\n{bayes_uci.BEGIN}\nold\n{bayes_uci.END}\nbelow\n")
-    words = ["--sets", "yacht", "--splits", "0", "--out", str(out)]
-    bayes_uci.main([*words, "--methods", "noisy_adam"])
-    first = json.loads(out.read_text())["results"]
-    bayes_uci.main([*words, "--methods", "noisy_adam", "deterministic"])
-    results = json.loads(out.read_text())["results"]
-    assert set(results) == {"yacht 0 noisy_adam", "yacht 0 deterministic"}
-    assert results["yacht 0 noisy_adam"] == first["yacht 0 noisy_adam"]  # times included: not trained again
-    assert results["yacht 0 deterministic"]["steps"] == 4
-    assert results["yacht 0 deterministic"]["rmse"] > 0
-    with pytest.raises(SystemExit, match="other settings"):
-        bayes_uci.main([*words, "--learn_prior"])
-    bayes_uci.write_block("new", page)
-    assert page.read_text() == f"above\n{bayes_uci.BEGIN}\nnew\n{bayes_uci.END}\nbelow\n"
-    assert "**yacht**" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", sorted(methods()))
@@ -121,5 +71,3 @@ def test_learning_rate_and_damping_have_defaults_where_the_method_has_them() -> 
     plain = build_method("noisy_kfac", {"damping": 0.0, "lr": 0.5})
     assert isinstance(plain, NoisyKFAC)
     assert (plain.lr, plain.damping) == (0.5, 0.0)
-    assert bayes_uci.recipe("vadam", {"damping": 0.0}).inference.damping is None
-    assert bayes_uci.recipe("noisy_kfac", {"damping": 0.0}).inference.damping == 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from natgrad_apps._resources import available_configs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.cli import main
@@ -279,8 +280,8 @@ def test_a_checkpoint_of_another_graph_is_refused(tables: DataConfig, tmp_path: 
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("path", sorted((Path(__file__).resolve().parents[2] / "configs" / "graphs").glob("*.yaml")), ids=lambda p: p.stem)
-def test_presets_are_legal(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("name", sorted(available_configs("graphs")))
+def test_presets_are_legal(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for verb in ("train", "compare"):
-        assert main([verb, "--config", path.stem, "--print_config"]) == 0
+        assert main([verb, "--config", name, "--print_config"]) == 0
         assert "dataset:" in capsys.readouterr().out
