@@ -9,6 +9,7 @@ from natgrad_apps.bayes.methods.slang import SLANG
 from natgrad_apps.bayes.methods.vadam import Vadam, Vprop
 from natgrad_apps.bayes.methods.vogn import VOGN
 from natgrad_apps.bayes.methods.von import VON
+from natgrad_apps.bayes.partial import Partial, PointEstimate, last_layer, start_from
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import Prior
 from natgrad_apps.bayes.tasks import Classification, Regression
@@ -25,6 +26,8 @@ __all__ = [
     "NoisyAdam",
     "NoisyEKFAC",
     "NoisyKFAC",
+    "Partial",
+    "PointEstimate",
     "Posterior",
     "Prior",
     "Regression",
@@ -32,4 +35,6 @@ __all__ = [
     "Vadam",
     "Variational",
     "Vprop",
+    "last_layer",
+    "start_from",
 ]

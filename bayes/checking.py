@@ -24,6 +24,7 @@ def check(config: TrainConfig) -> str:
         ConfigError: The run could not start.
     """
     fit = open_fit(config)
+    fit.start_from_file()
     times = []
     for _ in range(min(TRIAL_STEPS, fit.steps_total)):
         start = time.perf_counter()
@@ -32,11 +33,12 @@ def check(config: TrainConfig) -> str:
     # The first step allocates.
     each = statistics.fmean(times[1:] or times)
     parameters = sum(p.numel() for p in fit.vi.model.parameters())
+    bayesian = sum(p.numel() for p in fit.vi.posterior.mean.values())
     task = f"{len(fit.schema.classes)} classes" if fit.schema.classes else "regression"
     lines = [
         f"data       {fit.schema.name}, {task}: {fit.schema.rows} training rows, {len(fit.split.test)} test rows",
         f"inputs     {len(fit.schema.features)}" + (f"; never vary: {', '.join(fit.table.constant)}" if fit.table.constant else ""),
-        f"network    {' - '.join(str(n) for n in _widths(fit))}, {parameters:,} parameters, on {fit.device}",
+        f"network    {' - '.join(str(n) for n in _widths(fit))}, {parameters:,} parameters, {bayesian:,} of them Bayesian, on {fit.device}",
         f"method     {config.method}: {fit.vi.method}",
         f"run        {fit.steps_total:,} steps: {config.training.epochs} epochs, batches of about {config.training.batch_size}",
         f"measured   {1e3 * each:.2f} ms a step",

@@ -33,10 +33,17 @@ class ModelConfig:
     Attributes:
         hidden: Widths of the hidden layers; null is one layer of 50, or of the width that the published protocol of a UCI set has.
         activation: Nonlinearity behind each of them.
+        weights: File with the state_dict of a trained network of these widths (torch.save), which becomes the first mean; null starts at
+            random. Its inputs, and a regression target, must have been standardized with the same training rows.
+        bayesian: Modules whose weights are Bayesian, such as [last] or ["0", "2"]; null is all of them.
+        others: Whether the weights of the other modules are trained along (a MAP estimate by Adam) or frozen.
     """
 
     hidden: list[Positive] | None = None
     activation: Literal["relu", "tanh", "elu", "silu", "gelu"] = "relu"
+    weights: str | None = None
+    bayesian: list[str] | None = None
+    others: Literal["trained", "frozen"] = "trained"
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,8 @@ class UciConfig(RecipeConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.split_numbers()
+        if self.model.weights is not None:
+            raise ConfigError("model.weights is for one split: its network has seen test rows of the others; use the verb train")
 
     def split_numbers(self) -> list[int]:
         """The splits, ascending.

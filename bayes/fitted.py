@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from natgrad_apps.bayes import metrics
-from natgrad_apps.bayes.config import ACTIVATIONS, RecipeConfig
+from natgrad_apps.bayes.config import ACTIVATIONS, ModelConfig, RecipeConfig
 from natgrad_apps.bayes.data import Scaling
 from natgrad_apps.bayes.data.table import Floats
+from natgrad_apps.bayes.partial import Partial, PointEstimate, last_layer
 from natgrad_apps.bayes.prediction import ClassificationPrediction, Prediction, RegressionPrediction, predict
 from natgrad_apps.bayes.prior import Prior
 from natgrad_apps.bayes.recipes import build_method
@@ -21,6 +22,7 @@ from natgrad_apps.bayes.variational import Variational
 
 DEFAULT_HIDDEN = 50
 PREDICTION_SEED = 5_000_011
+LAST = "last"
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Fitted:
         regression = not schema.classes
         task = Regression(settings.noise_precision, settings.learn_noise, settings.noise_rate) if regression else Classification()
         self.vi = Variational(
-            build_model(recipe, schema, seed).to(self.device),
+            choose_modules(build_model(recipe, schema, seed).to(self.device), recipe.model),
             method=build_method(recipe.method, settings.method_arguments()),
             task=task,
             num_data=schema.rows,
@@ -154,6 +156,22 @@ def build_model(recipe: RecipeConfig, schema: Schema, seed: int) -> nn.Sequentia
             layers += [nn.Linear(inputs, n), ACTIVATIONS[recipe.model.activation]()]
             inputs = n
         return nn.Sequential(*layers, nn.Linear(inputs, outputs))
+
+
+def choose_modules(model: nn.Module, config: ModelConfig) -> nn.Module | Partial:
+    """The model, or the choice of its Bayesian modules.
+
+    Args:
+        model: From `build_model`.
+        config: Names of modules; ``last`` is the last one with weights.
+
+    Raises:
+        ConfigError: A name fits nothing.
+    """
+    if config.bayesian is None:
+        return model
+    names = [last_layer(model) if name == LAST else name for name in config.bayesian]
+    return Partial(model, names, PointEstimate() if config.others == "trained" else None)
 
 
 def evaluate(found: Prediction, y: Tensor) -> dict[str, float]:

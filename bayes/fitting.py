@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 from natgrad_apps.bayes.config import RecipeConfig
 from natgrad_apps.bayes.data import Scaling, Split, Table
 from natgrad_apps.bayes.fitted import Fitted, Scales, Schema, evaluate
+from natgrad_apps.bayes.partial import start_from
 from natgrad_apps.bayes.variational import StepInfo
 from natgrad_apps.errors import ConfigError
 
@@ -53,6 +56,15 @@ class Fit(Fitted):
         self.steps_done = 0
         self._batches = max(round(len(x) / recipe.training.batch_size), 1)
         self._epoch, self._parts = -1, tuple[Tensor, ...]()
+
+    def start_from_file(self) -> None:
+        """Take over the weights of the file that the recipe names, if it does.
+
+        Raises:
+            ConfigError: The file cannot be read, or its weights do not fit the network.
+        """
+        if self.recipe.model.weights is not None:
+            start_from(self.vi.model, read_weights(Path(self.recipe.model.weights)))
 
     @property
     def steps_total(self) -> int:
@@ -95,6 +107,21 @@ class Fit(Fitted):
         self.vi.load_state_dict(saved["vi"])
         self.steps_done = int(saved["steps_done"])
         self._epoch = -1
+
+
+def read_weights(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU; nothing in the file is executed.
+
+    Raises:
+        ConfigError: There is no such file, or it holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no file of weights {str(path)!r}") from error
+    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ConfigError(f"the weights {str(path)!r} cannot be read: {what}; save them with torch.save(net.state_dict(), FILE)") from error
 
 
 def published_split(table: Table, index: int) -> Split:

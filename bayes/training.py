@@ -47,6 +47,7 @@ def train(config: TrainConfig, out: Path) -> None:
     """
     check_new(out)
     fit = open_fit(config)
+    fit.start_from_file()
     config_yaml = schema.to_yaml(config)
     with ExitStack() as stack:
         folder = RunFolder.create(out, config_yaml)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
+from natgrad_apps.bayes.partial import Partial, Points
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import LayerPrior, Prior, layers_of
 from natgrad_apps.bayes.tasks import Classification, Regression
-from natgrad_apps.bayes.weights import Weights
-from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.bayes.weights import Weights, buffers_kept
+from natgrad_apps.errors import ConfigError, NonFiniteWarning, check_positive
 from natgrad_apps.layers.discover import discover
 
 
@@ -63,7 +65,8 @@ class Variational:
     predictions do; `sample_weights` puts every buffer back, so predictions leave no trace.
 
     Args:
-        model: Its trainable parameters become Bayesian; frozen ones stay fixed. Returns one tensor.
+        model: Its trainable parameters become Bayesian, with their values as the first mean; frozen ones stay fixed. Returns one tensor.
+            A `Partial` makes the weights of some modules Bayesian and trains or freezes the others.
         method: Such as `NoisyKFAC`.
         task: `Regression` or `Classification`; it computes the loss, so there is no reduction to get wrong.
         num_data: Number of likelihood terms (rows, for one term a row) of the whole training set, or a `DataSize`.
@@ -84,7 +87,7 @@ class Variational:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | Partial,
         *,
         method: Method,
         task: Regression | Classification,
@@ -105,9 +108,11 @@ class Variational:
                 raise ConfigError(f"{name} must be an integer >= 1, got {count!r}")
         check_positive("augmentation", size.augmentation)
         check_positive("temperature", temperature)
-        self.model = model
         self.method = method
         self.num_data, self.temperature, self.num_samples = size.rows * size.augmentation, temperature, num_samples
+        self._points = Points(model, temperature / self.num_data) if isinstance(model, Partial) else None
+        model = model.model if isinstance(model, Partial) else model
+        self.model = model
         self._weights = Weights(model)
         like = next(iter(self._weights.live.values()))
         found = discover(model)
@@ -116,6 +121,7 @@ class Variational:
         self.task = task.start(like)
         self._problem = Problem(model, self._weights, self.task, self.prior, self.num_data, size.rows, temperature, seed)
         self._learner = method.start(self._problem)
+        self._first_lr = self._learner.lr
         self._generator = torch.Generator(device=like.device)
         self._generator.manual_seed(seed)
 
@@ -141,6 +147,8 @@ class Variational:
             ConfigError: It is negative or not finite.
         """
         self._learner.set_lr(lr)
+        if self._points is not None and self._first_lr > 0:
+            self._points.set_factor(lr / self._first_lr)
 
     def step(self, x: Any, y: Tensor) -> StepInfo:
         """One step on a minibatch.
@@ -172,17 +180,36 @@ class Variational:
                 mean = self._weights.mean
                 with self._weights.hold({n: mean[n] + v for n, v in noise.items()}), torch.enable_grad():
                     outcomes.append(self._learner.gather(batch, noise))
+                    if self._points is not None:
+                        self._points.gather(self._learner, batch)
         except BaseException:
-            self._learner.discard()
+            self._discard()
             self._generator.set_state(before)
             raise
-        taken = self._learner.update()
+        taken = self._take_step()
         if taken:
             self.task.learn(torch.stack([o.squared_error for o in outcomes]).mean())
             if self.prior.spec.learn:
                 self.prior.learn(self._weights.mean, self.posterior.variances())
         expected = torch.stack([o.nll for o in outcomes]).to(kl.dtype).mean() * self.num_data
         return StepInfo(expected, kl, expected + kl, expected + self.temperature * kl, not taken)
+
+    def _take_step(self) -> bool:
+        points = self._points
+        if points is not None and not points.finite:
+            text = "step skipped: a gradient of the weights outside the posterior is NaN or infinite"
+            warnings.warn(text, NonFiniteWarning, stacklevel=4)
+            self._discard()
+            return False
+        taken = self._learner.update()
+        if points is not None:
+            points.update() if taken else points.discard()
+        return taken
+
+    def _discard(self) -> None:
+        self._learner.discard()
+        if self._points is not None:
+            self._points.discard()
 
     @contextlib.contextmanager
     def sample_weights(self, generator: torch.Generator | None = None) -> Iterator[nn.Module]:
@@ -193,14 +220,9 @@ class Variational:
         Args:
             generator: The only source of randomness if given; else the generator of this object, whose state is part of `state_dict`.
         """
-        buffers = {name: (b, b.detach().clone()) for name, b in self.model.named_buffers()}
-        try:
-            with self._weights.hold(self.posterior.sample(self._generator if generator is None else generator)):
-                yield self.model
-        finally:
-            with torch.no_grad():
-                for buffer, value in buffers.values():
-                    buffer.copy_(value)
+        drawn = self.posterior.sample(self._generator if generator is None else generator)
+        with buffers_kept(self.model), self._weights.hold(drawn):
+            yield self.model
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs but the model's buffers: mean, posterior, averages, counters, generators.
@@ -217,6 +239,7 @@ class Variational:
             "generator": self._generator.get_state(),
             "num_data": self.num_data,
             "temperature": self.temperature,
+            **({} if self._points is None else {"points": self._points.state_dict()}),
         }
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
@@ -233,7 +256,12 @@ class Variational:
         for name, own in (("num_data", self.num_data), ("temperature", self.temperature)):
             if not math.isclose(saved[name], own):
                 raise ConfigError(f"the saved state has {name}={saved[name]!r}, this has {own!r}; build with the same")
+        if ("points" in saved) != (self._points is not None):
+            raise ConfigError("the saved state and this object do not both have weights outside the posterior; give both the same Partial")
+        if self._points is not None:
+            self._points.load_state_dict(saved["points"])
         self._learner.load_state_dict(saved["learner"])
+        self.set_lr(self.lr)
         self.prior.load_state_dict(saved["prior"])
         self.task.load_state_dict(saved["task"])
         self._generator.set_state(saved["generator"].cpu())

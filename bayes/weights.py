@@ -67,3 +67,19 @@ class Weights:
         for name, p in self.live.items():
             p.copy_(values[name])
         torch.clear_autocast_cache()  # it keeps low-precision copies of parameters, by identity, until the outermost region ends
+
+
+@contextlib.contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Put every buffer (running statistics) of a model back on leaving, whatever happens inside.
+
+    Args:
+        model: Its buffers are copied.
+    """
+    buffers = [(b, b.detach().clone()) for b in model.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
