@@ -17,6 +17,7 @@ from natgrad_apps.runner.hints import Range
 
 KIND = "agents"
 DESCRIPTION = "Train and evaluate ACKTR agents: natural-gradient actor-critic with a KL trust region."
+ZOO_HELP = "hyperparameters in the form of the RL Zoo, of which the entry of --environment.id is taken, over those of --config"
 _COUNT = Annotated[int, Range(low=1)]
 _SEED = Annotated[int, Range(low=0, high=2**31 - 1)]
 
@@ -47,6 +48,7 @@ def _verbs() -> dict[str, Verb]:
         TrainConfig,
     )
     train.add_argument("--config", metavar="FILE", help="YAML file, or the name of a preset such as cartpole")
+    train.add_argument("--zoo", metavar="FILE", help=ZOO_HELP)
     train.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
     train.add_argument("--resume", metavar="DIR", help="continue the run in this folder from its last checkpoint to its original end")
     train.add_argument("--seeds", metavar="N", help="train N seeds, from the configuration's on, each in a folder seed_K of --out")
@@ -79,6 +81,7 @@ def _verbs() -> dict[str, Verb]:
         TrainConfig,
     )
     check.add_argument("--config", metavar="FILE", help="YAML file, or the name of a preset such as cartpole")
+    check.add_argument("--zoo", metavar="FILE", help=ZOO_HELP)
     return {
         "train": Verb(train, "train an agent, or continue a run", TrainConfig),
         "evaluate": Verb(evaluate, "run episodes with a trained agent"),
@@ -91,7 +94,7 @@ def _train(options: Options) -> None:
     run, out = options.text("resume"), options.text("out")
     seeds, workers = options.number("seeds", _COUNT), options.number("workers", _COUNT) or 2
     if run is not None:
-        given = [name for name in ("config", "out", "seeds") if options.text(name) is not None] + list(options.settings)
+        given = [name for name in ("config", "zoo", "out", "seeds") if options.text(name) is not None] + list(options.settings)
         if given or options.flag("print_config"):
             raise ConfigError(
                 f"--resume takes every setting from {run}/config.yaml; drop {', '.join('--' + n for n in given) or '--print_config'}, "
@@ -102,7 +105,7 @@ def _train(options: Options) -> None:
         else:
             _many().resume_seeds(Path(run), workers)
         return
-    config = read_config(TrainConfig, KIND, options.text("config"), options)
+    config = _config(options)
     if options.flag("print_config"):
         sys.stdout.write(schema.to_yaml(config))
         return
@@ -112,6 +115,17 @@ def _train(options: Options) -> None:
         _training().train(config, Path(out))
     else:
         _many().train_seeds(config, Path(out), seeds, workers)
+
+
+def _config(options: Options) -> TrainConfig:
+    zoo, env_id = options.text("zoo"), options.settings.get("environment.id")
+    if zoo is None:
+        return read_config(TrainConfig, KIND, options.text("config"), options)
+    from natgrad_apps.agents.zoo import read_zoo  # noqa: PLC0415
+
+    if env_id is None:
+        raise ConfigError(f"--zoo {zoo!r} holds settings by environment: say which with --environment.id")
+    return read_config(TrainConfig, KIND, options.text("config"), options, above=read_zoo(Path(zoo), env_id))
 
 
 def _training() -> ModuleType:
@@ -159,7 +173,7 @@ def _plot(options: Options) -> None:
 
 
 def _check(options: Options) -> None:
-    config = read_config(TrainConfig, KIND, options.text("config"), options)
+    config = _config(options)
     from natgrad_apps.agents.checking import check  # noqa: PLC0415
 
     print(check(config))

@@ -136,14 +136,15 @@ def parse(program: str, description: str, verbs: Mapping[str, Verb], argv: Seque
     return Options(name, own, {**settings, **below})
 
 
-def read_config(cls: type[T], kind: str, name: str | None, options: Options) -> T:
-    """The configuration of a run: defaults, then the file, then the command line.
+def read_config(cls: type[T], kind: str, name: str | None, options: Options, above: Table | None = None) -> T:
+    """The configuration of a run: defaults, then the file, then settings of another source, then the command line.
 
     Args:
         cls: The dataclass of the configuration; every key has a default.
         kind: Kind of the presets, such as ``"agents"``.
         name: A path, the name of a preset, or None for the defaults.
         options: What the command line gave.
+        above: Settings that stand over the file's, None for none.
 
     Raises:
         ConfigError: The file cannot be read, or the configuration is not legal.
@@ -151,6 +152,8 @@ def read_config(cls: type[T], kind: str, name: str | None, options: Options) -> 
     tree = schema.to_tree(cls(), "defaults")
     if name is not None:
         tree = merge(tree, read_file(find_config(kind, name)))
+    if above is not None:
+        tree = merge(tree, above)
     for path, text in options.settings.items():
         node: Node = read_value(text, COMMAND_LINE)
         for part in reversed(path.split(".")):
