@@ -64,6 +64,7 @@ def _verbs() -> dict[str, Verb]:
         "--seed", metavar="N", help="seed of first states and of random actions (default: that of the run's final evaluation)"
     )
     evaluate.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: that of the run)")
+    evaluate.add_argument("--video", metavar="N", help="film N more episodes, as mp4 files in the folder videos beside evaluation.json")
     evaluate.add_argument("--out", metavar="DIR", help="folder of evaluation.json (default: the run folder)")
 
     plot = verb_parser(
@@ -157,6 +158,7 @@ def _evaluate(options: Options) -> None:
         device=options.text("device"),
         stochastic=options.flag("stochastic"),
         out=None if out is None else Path(out),
+        videos=options.number("video", _COUNT) or 0,
     )
     evaluate_checkpoint(request)
 

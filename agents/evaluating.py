@@ -13,6 +13,7 @@ from natgrad_apps.agents.config import PROGRAM, TrainConfig
 from natgrad_apps.agents.environments import close, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, evaluate
 from natgrad_apps.agents.training import PACKAGES, build_agent
+from natgrad_apps.agents.video import record as record_films
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.runner import atomic, provenance, schema
 from natgrad_apps.runner.yaml_text import read_yaml
@@ -32,6 +33,7 @@ class Request:
         device: Where the networks live; None for the run's device.
         stochastic: Whether to draw actions, whatever the run does.
         out: Folder of ``evaluation.json``; None for the run folder.
+        videos: Number of further episodes that are filmed, into the folder ``videos`` beside that file.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Request:
     device: str | None = None
     stochastic: bool = False
     out: Path | None = None
+    videos: int = 0
 
 
 def evaluate_checkpoint(request: Request) -> None:
@@ -70,7 +73,10 @@ def evaluate_checkpoint(request: Request) -> None:
         agent = build_agent(config, venv)
         snapshot.restore_agent(saved.files, agent)
         result = evaluate(agent, venv, episodes, seed, deterministic=deterministic)
-    target = (request.out or owner) / "evaluation.json"
+        target = (request.out or owner) / "evaluation.json"
+        if request.videos:
+            for film in record_films(agent, config.environment, request.videos, seed, deterministic, target.parent / "videos"):
+                print(f"filmed: {film}")
     record = {
         "runner": PROGRAM,
         "environment": config.environment.id,
