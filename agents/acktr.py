@@ -22,11 +22,21 @@ from typing_extensions import Unpack
 
 from natgrad_apps.agents import random_state
 from natgrad_apps.agents.backtracking import Backtracking, adapted_rate, shorten
-from natgrad_apps.agents.diagnostics import Losses, Spectrum, describe_change, describe_step, record, to_numbers, warn_skipped
+from natgrad_apps.agents.diagnostics import (
+    Losses,
+    Spectrum,
+    describe_change,
+    describe_policy,
+    describe_step,
+    record,
+    to_numbers,
+    warn_skipped,
+)
 from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
+from natgrad_apps.agents.value_normalization import NormalizedValue, PopArt, normalize_value, observe_targets
 from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.ranks import Ranks
@@ -55,9 +65,10 @@ class ACKTR(OnPolicyAlgorithm):
 
     Logged under ``train/``, beside SB3's names. Every update: ``predicted_kl`` (half the quadratic form of the step), ``kl_scale``
     (factor of the trust region, 1 inside it; a critic with its own has ``critic_kl_scale`` too), ``damping``, ``skipped_updates`` (NaN
-    or infinity). In updates whose numbers will be written, and where `measure_next_update` asks for it: ``measured_kl`` and
-    ``measured_critic_kl`` (exact, over the rollout, one forward pass), ``actor_share`` and ``critic_share`` of the quadratic form,
-    ``min_eigenvalue`` and ``max_eigenvalue`` of the undamped curvature (about a refresh; at most every tenth update, repeated between).
+    or infinity), ``value_mean`` and ``value_scale`` where value targets are normalized. In updates whose numbers will be written, and where
+    `measure_next_update` asks for it: ``measured_kl`` and ``measured_critic_kl`` (exact, over the rollout, one forward pass),
+    ``actor_share`` and ``critic_share`` of the quadratic form, ``min_eigenvalue`` and ``max_eigenvalue`` of the undamped curvature (about a
+    refresh; at most every tenth update, repeated between).
 
     Departures from the paper: advantages from GAE and normalized in each rollout; momentum (0 by default) inside the trust region; the
     undamped Fisher in its bound; the critic's noise tied to its residual (`NaturalGradientOptions.vf_fisher_coef`). Each is an argument.
@@ -130,6 +141,8 @@ class ACKTR(OnPolicyAlgorithm):
         _check_action_space(self.action_space)
         super()._setup_model()
         self.natural_gradient = NaturalGradientOptions.of(self.natural_gradient)  # `load` puts a user's mapping here
+        if self.natural_gradient.value_normalization is not None:
+            normalize_value(self.policy)
         self.policy.optimizer = self.natural_gradient.create_optimizer(self.policy, self.lr_schedule(1), self.seed)
 
     @property
@@ -179,7 +192,7 @@ class ACKTR(OnPolicyAlgorithm):
 
         info = optimizer.step()
         self._n_updates += 1
-        report = {**losses.items(), **describe_step(info), "skipped": info.skipped}
+        report = {**losses.items(), **describe_step(info), **describe_policy(policy), "skipped": info.skipped}
         if check is not None:
             report["backtracking_scale"] = shorten(optimizer, Backtracking.of(check), changed)
         change = changed() if target is not None or (measured and self.natural_gradient.measure_kl) else None
@@ -188,8 +201,6 @@ class ACKTR(OnPolicyAlgorithm):
         if target is not None and change is not None and not bool(info.skipped):
             rate = optimizer.param_groups[0]["lr"]
             self._rate_factor *= adapted_rate(rate, float(change.actor_kl), target) / rate if rate > 0 else 1.0
-        if hasattr(policy, "log_std"):
-            report["std"] = policy.log_std.detach().exp().mean()
         numbers = to_numbers(report)
         if numbers.pop("skipped"):
             warn_skipped(self._n_updates, self.rollout_buffer)
@@ -242,9 +253,11 @@ class ACKTR(OnPolicyAlgorithm):
 
     def _critic_scale(self) -> tuple[float, float]:
         """Standard deviation of the critic in the Fisher, and the factor of the value loss that belongs to it."""
-        coefficient = self.natural_gradient.vf_fisher_coef
-        if coefficient != AUTO:
-            return 1.0 / math.sqrt(float(coefficient)), 1.0
+        options, unit = self.natural_gradient, 1.0
+        if isinstance(self.policy.value_net, NormalizedValue) and isinstance(options.value_normalization, PopArt):
+            unit = observe_targets(self.optimizer, self.policy.value_net, self.rollout_buffer.returns, options.value_normalization)
+        if options.vf_fisher_coef != AUTO:
+            return unit / math.sqrt(float(options.vf_fisher_coef)), 1.0 / unit**2
         residual = float(np.square(self.rollout_buffer.returns - self.rollout_buffer.values, dtype=np.float64).mean())
         if self.ranks is not None:
             [mean] = self.ranks.mean([torch.tensor(residual, dtype=torch.float64, device=self.device)])

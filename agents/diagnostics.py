@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.logger import Logger
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import explained_variance
 from torch import Tensor
 
 from natgrad_apps.agents.heads import Change
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
+from natgrad_apps.agents.value_normalization import NormalizedValue
 from natgrad_apps.errors import NonFiniteWarning
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.types import Info
@@ -60,6 +62,16 @@ def describe_change(change: Change) -> dict[str, Tensor]:
         "actor_share": change.actor_share,
         "critic_share": change.critic_share,
     }
+
+
+def describe_policy(policy: ActorCriticPolicy) -> dict[str, Tensor]:
+    """Statistics that the networks themselves hold: standard deviation of the actions, mean and deviation of normalized value targets."""
+    described: dict[str, Tensor] = {}
+    if isinstance(policy.value_net, NormalizedValue):
+        described |= {"value_mean": policy.value_net.mean, "value_scale": policy.value_net.scale}
+    if hasattr(policy, "log_std"):
+        described["std"] = policy.log_std.detach().exp().mean()
+    return described
 
 
 @dataclass

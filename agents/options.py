@@ -16,6 +16,7 @@ from natgrad_apps import refresh as refreshes
 from natgrad_apps import steps
 from natgrad_apps.agents.backtracking import Backtracking
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
+from natgrad_apps.agents.value_normalization import PopArt
 from natgrad_apps.curvature.base import Curvature
 from natgrad_apps.curvature.kfac import KFAC
 from natgrad_apps.damping.base import Damping
@@ -134,6 +135,10 @@ class NaturalGradientOptions:
         weight_decay: L2 coefficient.
         vf_fisher_coef: The critic is ``Normal(V(s), 1/sqrt(vf_fisher_coef))``. ``"auto"``: one over the running mean square of the
             critic's residual (return minus value), which also divides the value loss, so that the scale of the rewards does not matter.
+            With `value_normalization` a number counts in units of the returns' deviation.
+        value_normalization: Normalization of the value targets, a `PopArt` or a mapping of its fields (``{}`` for its defaults), which
+            makes the damping of the critic independent of the rewards' scale; part of the network, so a saved agent keeps it. None for
+            none.
         measure_kl: Whether to log the KL that an update really made; costs one forward pass for each logged update.
 
     Raises:
@@ -151,6 +156,7 @@ class NaturalGradientOptions:
     momentum: float = 0.0
     weight_decay: float = 0.0
     vf_fisher_coef: float | str = AUTO
+    value_normalization: PopArt | Mapping[str, Any] | None = None
     measure_kl: bool = True
 
     def __post_init__(self) -> None:
@@ -161,6 +167,8 @@ class NaturalGradientOptions:
             object.__setattr__(self, "critic_step", steps.build(self.critic_step))
         if self.backtracking is not None:
             object.__setattr__(self, "backtracking", Backtracking.of(self.backtracking))
+        if self.value_normalization is not None:
+            object.__setattr__(self, "value_normalization", PopArt.of(self.value_normalization))
         object.__setattr__(self, "refresh", refreshes.build(self.refresh))
         Fisher.of(self.fisher)
         if self.adaptive_damping:
@@ -235,7 +243,7 @@ class NaturalGradientOptions:
         result: dict[str, Any] = {}
         for f in dataclasses.fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, (Fisher, Backtracking)):
+            if isinstance(value, (Fisher, Backtracking, PopArt)):
                 value = dataclasses.asdict(value)
             elif isinstance(value, (Curvature, Damping, StepRule, Refresh)):
                 value = {"name": component_name(type(value)), **dataclasses.asdict(value)}

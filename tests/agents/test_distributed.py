@@ -18,6 +18,7 @@ OPTIONS: dict[str, Any] = {
     "step": {"name": "kl_trust_region", "radius": 1e-3},
     "critic_step": {"name": "kl_trust_region", "radius": 1e-2},
     "backtracking": {"kl_limit": 1e-3},
+    "value_normalization": {},
 }
 
 
@@ -28,7 +29,8 @@ def learn(rank: int) -> dict[str, Any]:
     first = flat(model.policy)
     model.learn(320)
     seen = torch.from_numpy(model.rollout_buffer.observations.copy())
-    return {"first": first, "weights": flat(model.policy), "observations": seen, "variance": model._value_variance}
+    scales = (model._value_variance, model.policy.state_dict()["value_net.scale"].item())
+    return {"first": first, "weights": flat(model.policy), "observations": seen, "scales": scales}
 
 
 @pytest.mark.slow
@@ -36,7 +38,7 @@ def test_ranks_share_their_weights_and_see_different_episodes(tmp_path: Path) ->
     mine, theirs = on_two_ranks(learn, tmp_path)
     assert torch.equal(mine["weights"], theirs["weights"])
     assert not torch.equal(mine["first"], mine["weights"])
-    assert mine["variance"] == theirs["variance"]
+    assert mine["scales"] == theirs["scales"]
     assert not torch.equal(mine["observations"], theirs["observations"])
 
 
