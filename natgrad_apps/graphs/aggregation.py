@@ -11,9 +11,11 @@ from torch_geometric.nn.conv.gcn_conv import gcn_norm
 from torch_geometric.utils import is_sparse, to_edge_index
 
 from natgrad_apps.errors import ShapeError
+from natgrad_apps.layers._sparse import CHUNK, chunked_moment
 from natgrad_apps.layers.base import LayerInputs
 from natgrad_apps.layers.linear import LinearInputs
 from natgrad_apps.linalg.products import gram
+from natgrad_apps.linalg.sparse import SparseMatrix
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,9 @@ class Edges:
         return Edges(self.source[kept], found[kept], self.weight[kept], len(targets))
 
     def aggregate(self, x: Tensor) -> Tensor:
-        """``A x``, by a sparse product: ``E d`` multiply-adds and no ``[E, d]`` tensor."""
+        """``A x``, dense, by a sparse product: ``E d`` multiply-adds and no ``[E, d]`` tensor; fewer where ``x`` is sparse too."""
+        if isinstance(x, SparseMatrix):
+            return x.combine_rows(self.target, self.source, self.weight, self.nodes)
         matrix = torch.sparse_coo_tensor(
             torch.stack([self.target, self.source]), self.weight, (self.nodes, x.shape[0]), check_invariants=False
         )
@@ -91,6 +95,7 @@ class AggregatedInputs(LayerInputs):
     def __init__(self, x: Tensor, edges: Edges) -> None:
         self._x, self._edges = x, edges
         self.units, self.positions = x.shape[0], 1
+        self.chunk = CHUNK if isinstance(x, SparseMatrix) else None
 
     def rows(self) -> Tensor:
         """All inputs, ``[N, 1, d]``."""
@@ -102,6 +107,8 @@ class AggregatedInputs(LayerInputs):
 
     def second_moment(self) -> tuple[Tensor, Tensor]:
         """``sum x~ x~^T`` and ``sum x~``."""
+        if self.chunk is not None:
+            return chunked_moment(self)
         rows = self.rows().squeeze(1)
         return gram(rows), rows.sum(0)
 

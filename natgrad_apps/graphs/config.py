@@ -14,7 +14,8 @@ from natgrad_apps.curvature.base import Curvature
 from natgrad_apps.damping.base import Damping
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.counting import FisherNodes, PseudoLabels
-from natgrad_apps.graphs.models import ModelOptions
+from natgrad_apps.graphs.features import Layout
+from natgrad_apps.graphs.models import SUMS_FIRST, ModelOptions
 from natgrad_apps.refresh.base import Refresh
 from natgrad_apps.runner.hints import Range
 from natgrad_apps.statistics.fisher import Fisher
@@ -36,6 +37,7 @@ class DataConfig:
         nodes: Node table of your own graph (columns id and label, features, and optionally split or train, val, test), for dataset table.
         undirected: Whether each edge of your own list also counts in the other direction.
         normalize_features: Whether each node's features are divided by their sum.
+        features: sparse, dense, or auto, which keeps features of public sets sparse where that is faster and the network can take them.
         per_class: Training nodes of each class, for split random.
         val: Validation nodes in all, for split random.
         test: Test nodes in all, for split random; 0 takes all that are left.
@@ -46,6 +48,7 @@ class DataConfig:
     nodes: str | None = None
     undirected: bool = True
     normalize_features: bool = True
+    features: Layout = "auto"
     per_class: Positive = 20
     val: NonNegative = 500
     test: NonNegative = 0
@@ -181,6 +184,13 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     threads: Annotated[int, Range(low=1, high=1024)] | None = None
 
+    def __post_init__(self) -> None:
+        if self.data.features == "sparse" and self.model.name in SUMS_FIRST:
+            raise ConfigError(
+                f"model {self.model.name!r} sums features over neighbours before it multiplies them, so they cannot stay sparse; set "
+                "data.features to auto or dense, or take gcn, gat, appnp or gcnii"
+            )
+
 
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
@@ -216,6 +226,7 @@ class CompareConfig(TrainConfig):
     weight_decay: list[Annotated[float, Range(low=0)]] = field(default_factory=lambda: [5e-4, 2e-3])
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.natural_gradient_lr or len(self.natural_gradient_lr) != len(self.adam_lr):
             given = f"{len(self.natural_gradient_lr)} and {len(self.adam_lr)}"
             raise ConfigError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.errors import ConfigError, unknown_name
+from natgrad_apps.graphs.features import Layout, row_normalized, select_rows, with_layout
 
 UNLABELLED = -1
 KARATE = "karate"
@@ -41,7 +42,7 @@ class GraphData:
 
     Attributes:
         name: What it is called.
-        x: Node features ``[N, d]``.
+        x: Node features ``[N, d]``; a `SparseMatrix` if they are wide and mostly zero.
         edge_index: ``[2, E]``, each undirected edge in both directions.
         y: Classes ``[N]``, -1 for nodes without a label.
         classes: Number of classes.
@@ -70,12 +71,17 @@ class GraphData:
         place[kept] = torch.arange(len(kept))
         edges = place[self.edge_index]
         ids = tuple(self.node_ids[i] for i in kept.tolist()) if self.node_ids else ()
-        return replace(self, x=self.x[kept], y=self.y[kept], edge_index=edges[:, (edges >= 0).all(0)], masks=None, node_ids=ids)
+        return replace(
+            self, x=select_rows(self.x, kept), y=self.y[kept], edge_index=edges[:, (edges >= 0).all(0)], masks=None, node_ids=ids
+        )
 
     def row_normalized(self) -> GraphData:
         """Features divided by their row sums; rows that sum to zero stay as they are."""
-        sums = self.x.sum(1, keepdim=True)
-        return replace(self, x=torch.where(sums != 0, self.x / torch.where(sums != 0, sums, torch.ones_like(sums)), self.x))
+        return replace(self, x=row_normalized(self.x))
+
+    def with_features(self, layout: Layout) -> GraphData:
+        """Features sparse or dense, see `natgrad_apps.graphs.features.with_layout`."""
+        return replace(self, x=with_layout(self.x, layout))
 
     def to(self, device: torch.device | str) -> GraphData:
         """The tensors on a device."""
@@ -96,23 +102,38 @@ def load_public(name: str, cache: Path | None = None) -> GraphData:
         raise unknown_name("dataset (or 'table' for your own)", name, NAMES)
     from torch_geometric import datasets  # noqa: PLC0415 - seconds
 
+    from natgrad_apps.graphs.archives import read_archive  # noqa: PLC0415
+
     if name == KARATE:
         return _karate(datasets.KarateClub()[0])
     root = _cache(cache)
     if name in PLANETOID:
         _offer(root / name / "raw", "planetoid", [f"ind.{name.lower()}.{part}" for part in _PARTS])
         found = _read(name, lambda: datasets.Planetoid(str(root), name))
-    elif name in AMAZON:
-        _offer(root / name / "raw", "gnn-benchmark", [AMAZON[name]])
-        found = _read(name, lambda: datasets.Amazon(str(root), name))
-    elif name in COAUTHOR:
-        _offer(root / name / "raw", "gnn-benchmark", [COAUTHOR[name]])
-        found = _read(name, lambda: datasets.Coauthor(str(root), name))
+        data = found[0]
+        masks = Masks(data.train_mask, data.val_mask, data.test_mask)
+        return GraphData(name, data.x, data.edge_index, data.y, int(found.num_classes), masks)
+    x, edges, y = _read(name, lambda: read_archive(_archive(name, root)))
+    return GraphData(name, x, edges, y, int(y.max()) + 1)
+
+
+def _archive(name: str, root: Path) -> Path:
+    """The npz file of a set: from ``$NATGRAD_DATA``, else from the cache, else downloaded to where torch-geometric looks for it."""
+    from torch_geometric import datasets  # noqa: PLC0415
+    from torch_geometric.data import download_url  # noqa: PLC0415
+
+    if name in CITATION_FULL:
+        own = CITATION_FULL[name].lower()
+        folder, file, url = root / "citation_full" / own, f"{own}.npz", datasets.CitationFull.url.format(own)
     else:
-        found = _read(name, lambda: datasets.CitationFull(str(root / "citation_full"), CITATION_FULL[name]))
-    data = found[0]
-    masks = Masks(data.train_mask, data.val_mask, data.test_mask) if name in PLANETOID else None
-    return GraphData(name, data.x, data.edge_index, data.y, int(found.num_classes), masks)
+        file = (AMAZON | COAUTHOR)[name]
+        folder, url = root / name, (datasets.Amazon if name in AMAZON else datasets.Coauthor).url + file
+        given = os.environ.get("NATGRAD_DATA")
+        if given and (Path(given) / "gnn-benchmark" / file).is_file():
+            return Path(given) / "gnn-benchmark" / file
+    if not (folder / "raw" / file).is_file():
+        download_url(url, str(folder / "raw"))
+    return folder / "raw" / file
 
 
 _PARTS = ("x", "tx", "allx", "y", "ty", "ally", "graph", "test.index")

@@ -17,6 +17,7 @@ from torch_geometric.nn import APPNP, GATConv, GCN2Conv, GCNConv, GINConv, SAGEC
 from torch_geometric.nn.dense.linear import Linear
 
 from natgrad_apps.errors import ConfigError, unknown_name
+from natgrad_apps.graphs.features import dropout
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class ConvNet(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits ``[N, C]``."""
-        x = _dropout(x, self._input_dropout, self.training)
+        x = dropout(x, self._input_dropout, self.training)
         for i, conv in enumerate(self.convs):
             if i:
                 x = F.dropout(self._activation(x), self._dropout, self.training)
@@ -75,7 +76,7 @@ class PropagatedMLP(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits ``[N, C]``."""
-        x = F.relu(self.first(_dropout(x, self._options.input_dropout, self.training)))
+        x = F.relu(self.first(dropout(x, self._options.input_dropout, self.training)))
         logits: Tensor = self.spread(self.last(F.dropout(x, self._options.dropout, self.training)), edge_index)
         return logits
 
@@ -93,7 +94,7 @@ class GCNII(nn.Module):
 
     def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
         """Logits ``[N, C]``."""
-        first = F.relu(self.first(_dropout(x, self._options.input_dropout, self.training)))
+        first = F.relu(self.first(dropout(x, self._options.input_dropout, self.training)))
         x = first
         for conv in self.convs:
             x = F.relu(conv(F.dropout(x, self._options.dropout, self.training), first, edge_index))
@@ -136,6 +137,10 @@ MODELS: dict[str, Callable[[int, int, ModelOptions], nn.Module]] = {
 }
 
 
+SUMS_FIRST = ("sage", "gin", "sgc")
+"""Networks that sum features over neighbours before they multiply them, so that features must be dense."""
+
+
 def build_model(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
     """A network with fresh weights from torch's global generator.
 
@@ -172,11 +177,6 @@ def _own(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
 def _widths(d_in: int, classes: int, options: ModelOptions) -> list[tuple[int, int]]:
     widths = [d_in, *[options.hidden] * (options.layers - 1), classes]
     return list(itertools.pairwise(widths))
-
-
-def _dropout(x: Tensor, p: float, training: bool) -> Tensor:
-    """Dropout that hands on the same tensor where it does nothing."""
-    return F.dropout(x, p) if training and p > 0 else x
 
 
 def check_logits(logits: Any, nodes: int, classes: int) -> Tensor:

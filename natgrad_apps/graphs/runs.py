@@ -12,6 +12,7 @@ import natgrad_apps
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.data import GraphData, load_public
+from natgrad_apps.graphs.models import SUMS_FIRST
 from natgrad_apps.graphs.splits import Split, SplitOptions, make_split
 from natgrad_apps.graphs.tables import load_tables
 from natgrad_apps.graphs.trainer import Trainer, seed_all
@@ -39,7 +40,8 @@ def open_data(config: TrainConfig) -> GraphData:
         raise ConfigError(f"data.edges and data.nodes are for dataset table; got dataset {config.dataset!r}")
     else:
         data = load_public(config.dataset)
-    return data.row_normalized() if config.data.normalize_features else data
+    data = data.row_normalized() if config.data.normalize_features else data
+    return data.with_features("dense" if config.model.name in SUMS_FIRST else config.data.features)
 
 
 def split_data(config: TrainConfig, data: GraphData) -> tuple[GraphData, Split]:

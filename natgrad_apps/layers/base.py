@@ -53,10 +53,12 @@ class LayerInputs(ABC):
     Attributes:
         units: ``N``, the leading dimension of the layer's input.
         positions: ``S``, the number of shared positions of each unit.
+        chunk: How many units' rows are best formed at a time, where all of them would be far larger than what is kept; None for all.
     """
 
     units: int
     positions: int
+    chunk: int | None = None
 
     @abstractmethod
     def rows(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""`torch.nn.Linear` on inputs of any number of dimensions: ``[d_in]``, ``[N, d_in]`` or ``[N, ..., d_in]`` (shared positions)."""
+"""`torch.nn.Linear` on ``[d_in]``, ``[N, d_in]``, ``[N, ..., d_in]`` (shared positions), or a sparse matrix ``[N, d_in]``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from natgrad_apps.layers._sparse import SparseInputs
 from natgrad_apps.layers.base import Geometry, LayerAdapter, LayerInputs
 from natgrad_apps.linalg.products import gram
+from natgrad_apps.linalg.sparse import SparseMatrix
 
 
 class LinearInputs(LayerInputs):
@@ -52,10 +54,10 @@ class LinearAdapter(LayerAdapter):
         assert isinstance(module, nn.Linear)
         return Geometry(d_in=module.in_features, d_out=module.out_features)
 
-    def inputs(self, module: nn.Module, x: Tensor) -> LinearInputs:
-        """A view as ``[N, S, d_in]``."""
+    def inputs(self, module: nn.Module, x: Tensor) -> LayerInputs:
+        """A view as ``[N, S, d_in]``, or sparse rows."""
         del module
-        return LinearInputs(_rows(x))
+        return SparseInputs(x) if isinstance(x, SparseMatrix) else LinearInputs(_rows(x))
 
     def output_gradients(self, module: nn.Module, g: Tensor) -> Tensor:
         """A view as ``[N, S, d_out]``."""

@@ -83,9 +83,14 @@ class LayerStatistics(Statistics):
         Args:
             part: Rows and columns wanted, for factors that are split into diagonal blocks.
         """
-        if any(use.weights is not None for use in self.uses):
-            root = self.input_root()
-            return gram(root if part is None else root[..., part])
+        wide = part is not None and not self.reduce and any(use.inputs is not None and use.inputs.chunk for use in self.uses)
+        if wide or any(use.weights is not None for use in self.uses):
+            moment: Tensor | None = None
+            for root in self._roots():
+                own = gram(root if part is None else root[..., part])
+                moment = own if moment is None else moment.add_(own)
+            assert moment is not None
+            return moment
         if not self.has_weight or (self.reduce and self.has_weight) or part is not None:
             rows = self._reduced_inputs() if self.reduce else self._input_rows().flatten(-3, -2)
             rows = rows if part is None else rows[..., part]
@@ -122,21 +127,25 @@ class LayerStatistics(Statistics):
 
     def input_root(self) -> Tensor:
         """Rows ``R: [*K, rows, d_in]`` with ``A = R^T R``: the inputs times the root of their share, without those of weight zero."""
+        parts = list(self._roots())
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-2)
+
+    def _roots(self) -> Iterator[Tensor]:
+        """`input_root` in pieces."""
         if self.reduce:
             use = self.uses[0]
             units = self._support(use)
             rows, weights = self._reduced_inputs(), self._row_weights(use).sum(-1)
             kept = weights[units]
-            return rows[..., units, :] * (kept / weights.sum()).sqrt().unsqueeze(-1)
-        parts, shares = [], []
-        total: float | Tensor = 0.0
-        for use in self.uses:
+            yield rows[..., units, :] * (kept / weights.sum()).sqrt().unsqueeze(-1)
+            return
+        shares = [self._row_weights(use)[:, use.chosen] for use in self.uses]
+        total = torch.stack([share.sum() for share in shares]).sum()
+        for use, share in zip(self.uses, shares, strict=True):
             units = self._support(use)
-            weights = self._row_weights(use)[:, use.chosen]
-            total = total + weights.sum()
-            parts.append(self._unit_inputs(use, units)[..., use.chosen, :].flatten(-3, -2))
-            shares.append(weights[units].flatten())
-        return torch.cat(parts, dim=-2) * (torch.cat(shares) / total).sqrt().unsqueeze(-1)
+            for piece in units.split((use.inputs.chunk if use.inputs is not None else None) or max(1, len(units))):
+                rows = self._unit_inputs(use, piece)[..., use.chosen, :].flatten(-3, -2)
+                yield rows * (share[piece].flatten() / total).sqrt().unsqueeze(-1)
 
     def _support(self, use: Use) -> Tensor:
         return use.support if use.support is not None else torch.arange(use.units, device=self.spec.device)
@@ -151,7 +160,8 @@ class LayerStatistics(Statistics):
         """``[*K, units, S, d_in]`` of one call."""
         if use.inputs is None:
             return self._inputs_of(use)[..., units, :, :]
-        return self._augment(use.inputs.rows() if use.support is None else use.inputs.unit_rows(units))
+        whole = use.support is None and len(units) == use.units
+        return self._augment(use.inputs.rows() if whole else use.inputs.unit_rows(units))
 
     def gradient_moment(self, part: slice | None = None) -> Tensor:
         """``G: [*K, d_out, d_out]``: second moment of the output gradients, ``1/M`` of a sum; the identity with ``forward_only``."""
