@@ -80,6 +80,7 @@ def _verbs() -> dict[str, Verb]:
     predict.add_argument("--out", metavar="FILE", help="CSV file (default: predictions.csv in the run folder)")
     for parser in (evaluate, predict):
         parser.add_argument("--samples", metavar="N", help="weight samples (default: prediction.num_samples of the run)")
+        parser.add_argument("--kind", metavar="NAME", help="sampled or linearized predictions (default: prediction.kind of the run)")
         parser.add_argument("--device", metavar="NAME", help="auto, cpu, cuda or mps (default: that of the run)")
     return {
         "train": Verb(train, "fit a posterior, or continue a run", TrainConfig),
@@ -183,6 +184,7 @@ def _request(options: Options, cls: Callable[..., R]) -> R:
         path=Path(path),
         data=None if data is None else Path(data),
         samples=options.number("samples", _COUNT),
+        kind=options.text("kind"),
         device=options.text("device"),
         out=None if out is None else Path(out),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -58,8 +59,11 @@ class InferenceConfig:
         options: Further arguments of the method by name.
         num_samples: Weight samples a step.
         temperature: Weight of the KL divergence; 1 is Bayes.
+        warm_up: Share of the run in which the KL divergence's weight rises to the temperature; 0 for none.
+        warm_up_start: Its first weight, as a share of the temperature.
         prior_precision: Precision of the weights' prior, the first value if it is learned.
         learn_prior: Whether each layer's prior precision is learned.
+        prior_rate: Fraction of the way to the optimum in one step, if it is learned.
         noise_precision: Precision of the noise of a standardized regression target, the first value if it is learned.
         learn_noise: Whether it is learned.
         noise_rate: Weight of a batch in the running average that learns it.
@@ -72,8 +76,11 @@ class InferenceConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     num_samples: Positive = 1
     temperature: PositiveFloat = 1.0
+    warm_up: Annotated[float, Range(low=0, high=1)] = 0.5
+    warm_up_start: Rate = 0.1
     prior_precision: PositiveFloat = 1.0
-    learn_prior: bool = False
+    learn_prior: bool = True
+    prior_rate: Rate = 0.001
     noise_precision: PositiveFloat = 10.0
     learn_noise: bool = True
     noise_rate: Rate = 0.02
@@ -100,6 +107,22 @@ class FitConfig:
     batch_size: Positive = 50
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
 
+    def batches(self, rows: int) -> int:
+        """Number of batches of an epoch.
+
+        Args:
+            rows: Number of training rows.
+        """
+        return max(round(rows / self.batch_size), 1)
+
+    def steps(self, rows: int) -> int:
+        """Number of steps of the whole training.
+
+        Args:
+            rows: Number of training rows.
+        """
+        return min(self.batches(rows) * self.epochs, self.max_steps or sys.maxsize)
+
     def lr_factor(self, done: float) -> float:
         """Share of the first learning rate when this share of the run is done."""
         if self.lr_schedule == "cosine":
@@ -112,10 +135,13 @@ class PredictionConfig:
     """How predictions are made.
 
     Attributes:
+        kind: sampled predicts with weights drawn from the posterior; linearized with the model linearized at its mean, which is Gaussian in
+            closed form for regression and draws logits for classes.
         num_samples: Weight samples.
         interval: Probability of the interval that predictions come with.
     """
 
+    kind: Literal["sampled", "linearized"] = "sampled"
     num_samples: Positive = 100
     interval: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.95
 

@@ -14,7 +14,7 @@ from natgrad_apps.bayes.data import read_frame, read_inputs
 from natgrad_apps.bayes.fitted import Fitted, evaluate
 from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.bayes.plotting import foreign_inputs, plot_run, uncertainty
-from natgrad_apps.bayes.prediction import Prediction, RegressionPrediction
+from natgrad_apps.bayes.prediction import Kind, Prediction, RegressionPrediction
 from natgrad_apps.bayes.run_data import read_labelled, resolve_device
 from natgrad_apps.bayes.training import PACKAGES, PROGRAM, open_fit
 from natgrad_apps.errors import ConfigError
@@ -30,6 +30,7 @@ class Request:
         path: Run folder or checkpoint.
         data: Table of new rows; None for the run's own test rows.
         samples: Weight samples; None for those of the run.
+        kind: Of the predictions, sampled or linearized; None for that of the run.
         device: Where the network lives; None for the run's device.
         out: Folder of ``evaluation.json``, or file of the predictions; None for the run folder.
     """
@@ -37,6 +38,7 @@ class Request:
     path: Path
     data: Path | None = None
     samples: int | None = None
+    kind: Kind | None = None
     device: str | None = None
     out: Path | None = None
 
@@ -58,15 +60,15 @@ def evaluate_checkpoint(request: Request) -> None:
     }
     if request.data is None:
         fit = open_trained(saved.files, request.device)
-        result, device, seed = fit.evaluate(request.samples), fit.device, fit.seed
-        own = uncertainty(fit.predict(fit.table.x[fit.split.test], request.samples))
-        foreign = uncertainty(fit.predict(foreign_inputs(fit), request.samples))
+        result, device, seed = fit.evaluate(request.samples, request.kind), fit.device, fit.seed
+        own = uncertainty(fit.predict(fit.table.x[fit.split.test], request.samples, request.kind))
+        foreign = uncertainty(fit.predict(foreign_inputs(fit), request.samples, request.kind))
         record["foreign"] = {"auroc": metrics.auroc(own, foreign), "fpr95": metrics.fpr95(own, foreign)}
         rows = len(own)
     else:
         fitted = _open_fitted(saved.files, request.device)
         x, y = read_labelled(request.data, fitted.schema)
-        result, device, seed = evaluate(fitted.predict(x, request.samples), y.to(fitted.device)), fitted.device, fitted.seed
+        result, device, seed = evaluate(fitted.predict(x, request.samples, request.kind), y.to(fitted.device)), fitted.device, fitted.seed
         rows = len(y)
     record |= {
         "test": result,
@@ -95,7 +97,7 @@ def predict_rows(request: Request) -> None:
         raise ConfigError("--data FILE is needed: the table whose rows are to be predicted")
     owner, saved = snapshot.find(request.path)
     fitted = _open_fitted(saved.files, request.device)
-    found = fitted.predict(read_inputs(request.data, fitted.schema.features), request.samples)
+    found = fitted.predict(read_inputs(request.data, fitted.schema.features), request.samples, request.kind)
     target = request.out or owner / "predictions.csv"
     if target.suffix.lower() != ".csv":
         raise ConfigError(f"--out {str(target)!r} must end in .csv")

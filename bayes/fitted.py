@@ -14,11 +14,12 @@ from natgrad_apps.bayes.config import ACTIVATIONS, ModelConfig, RecipeConfig
 from natgrad_apps.bayes.data import Scaling
 from natgrad_apps.bayes.data.table import Floats
 from natgrad_apps.bayes.partial import Partial, PointEstimate, last_layer
-from natgrad_apps.bayes.prediction import ClassificationPrediction, Prediction, RegressionPrediction, predict
+from natgrad_apps.bayes.prediction import ClassificationPrediction, Kind, Prediction, RegressionPrediction, predict
 from natgrad_apps.bayes.prior import Prior
 from natgrad_apps.bayes.recipes import build_method
 from natgrad_apps.bayes.tasks import Classification, Regression, RegressionTask
 from natgrad_apps.bayes.variational import Variational
+from natgrad_apps.bayes.warm_up import WarmUp
 
 DEFAULT_HIDDEN = 50
 PREDICTION_SEED = 5_000_011
@@ -104,8 +105,8 @@ class Fitted:
             method=build_method(recipe.method, settings.method_arguments()),
             task=task,
             num_data=schema.rows,
-            prior=Prior(settings.prior_precision, learn=settings.learn_prior),
-            temperature=settings.temperature,
+            prior=Prior(settings.prior_precision, settings.learn_prior, settings.prior_rate),
+            temperature=_temperature(recipe, schema.rows),
             num_samples=settings.num_samples,
             seed=seed,
         )
@@ -118,15 +119,18 @@ class Fitted:
         """
         return torch.as_tensor(self.scales.x.apply(x), dtype=torch.float32, device=self.device)
 
-    def predict(self, x: Floats, num_samples: int | None = None) -> Prediction:
+    def predict(self, x: Floats, num_samples: int | None = None, kind: Kind | None = None) -> Prediction:
         """Predictions in the unit of the target; the same on every call.
 
         Args:
             x: Inputs ``[N, D]`` in their own units.
             num_samples: Weight samples; None for those of the recipe.
+            kind: Of the prediction; None for that of the recipe.
         """
+        settings = self.recipe.prediction
         generator = torch.Generator(device=self.device).manual_seed(self.seed + PREDICTION_SEED)
-        found = predict(self.vi, self.inputs(x), num_samples or self.recipe.prediction.num_samples, generator)
+        count, chosen = num_samples or settings.num_samples, kind or settings.kind
+        found = predict(self.vi, self.inputs(x), count, generator, kind=chosen)
         if isinstance(found, RegressionPrediction) and self.scales.y is not None:
             return found.rescaled(float(self.scales.y.mean), float(self.scales.y.scale))
         return found
@@ -137,6 +141,12 @@ class Fitted:
         if isinstance(self.vi.task, RegressionTask) and self.scales.y is not None:
             found["noise_std"] = float(self.vi.task.noise_std) * float(self.scales.y.scale)
         return found
+
+
+def _temperature(recipe: RecipeConfig, rows: int) -> WarmUp:
+    settings = recipe.inference
+    steps = round(settings.warm_up * recipe.training.steps(rows))
+    return WarmUp(settings.warm_up_start * settings.temperature, steps, settings.temperature)
 
 
 def build_model(recipe: RecipeConfig, schema: Schema, seed: int) -> nn.Sequential:
@@ -182,12 +192,12 @@ def evaluate(found: Prediction, y: Tensor) -> dict[str, float]:
         y: Targets ``[N]`` in their own unit, or classes.
     """
     if isinstance(found, RegressionPrediction):
-        density = metrics.gaussian_log_density(found.samples, found.noise_std, y)
+        means, deviations = found.mixture
         return {
             "rmse": metrics.rmse(found.mean, y),
-            "loglik_pointwise": metrics.pointwise_log_likelihood(density),
-            "loglik_joint": metrics.joint_log_likelihood(density),
-            "crps": metrics.crps(found.samples, found.noise_std, y),
+            "loglik_pointwise": metrics.pointwise_log_likelihood(metrics.gaussian_log_density(means, deviations, y)),
+            "loglik_joint": metrics.joint_log_likelihood(metrics.gaussian_log_density(found.samples, found.noise_std, y)),
+            "crps": metrics.crps(means, deviations, y),
         }
     assert isinstance(found, ClassificationPrediction)
     density = metrics.categorical_log_density(found.samples, y)

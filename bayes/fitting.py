@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from natgrad_apps.bayes.config import RecipeConfig
 from natgrad_apps.bayes.data import Scaling, Split, Table
 from natgrad_apps.bayes.fitted import Fitted, Scales, Schema, evaluate
 from natgrad_apps.bayes.partial import start_from
+from natgrad_apps.bayes.prediction import Kind
 from natgrad_apps.bayes.variational import StepInfo
 from natgrad_apps.errors import ConfigError
 
@@ -54,7 +54,7 @@ class Fit(Fitted):
             self._y = torch.as_tensor(scales.y.apply(y)[:, None], dtype=torch.float32, device=self.device)
         self._first_lr = self.vi.lr
         self.steps_done = 0
-        self._batches = max(round(len(x) / recipe.training.batch_size), 1)
+        self._batches = recipe.training.batches(len(x))
         self._epoch, self._parts = -1, tuple[Tensor, ...]()
 
     def start_from_file(self) -> None:
@@ -69,8 +69,7 @@ class Fit(Fitted):
     @property
     def steps_total(self) -> int:
         """Steps of the whole training."""
-        training = self.recipe.training
-        return min(self._batches * training.epochs, training.max_steps or sys.maxsize)
+        return self.recipe.training.steps(len(self._x))
 
     def step(self) -> StepInfo:
         """Train on the next batch."""
@@ -85,14 +84,15 @@ class Fit(Fitted):
         self.steps_done += 1
         return info
 
-    def evaluate(self, num_samples: int | None = None) -> dict[str, float]:
+    def evaluate(self, num_samples: int | None = None, kind: Kind | None = None) -> dict[str, float]:
         """Metrics on the test rows.
 
         Args:
             num_samples: Weight samples; None for those of the recipe.
+            kind: Of the prediction; None for that of the recipe.
         """
         rows = self.split.test
-        return evaluate(self.predict(self.table.x[rows], num_samples), torch.as_tensor(self.table.y[rows], device=self.device))
+        return evaluate(self.predict(self.table.x[rows], num_samples, kind), torch.as_tensor(self.table.y[rows], device=self.device))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that an exact continuation needs."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from natgrad_apps.bayes.linearized import linearize, sample_linearized
 from natgrad_apps.bayes.tasks import RegressionTask
 from natgrad_apps.bayes.variational import Variational
-from natgrad_apps.errors import ConfigError, ShapeError
+from natgrad_apps.bayes.weights import evaluation_mode
+from natgrad_apps.errors import ConfigError, ShapeError, unknown_name
 
+Kind = Literal["sampled", "linearized"]
 BISECTIONS = 60
 """Halvings of an interval of a few deviations: the float64 result is exact to rounding."""
 
@@ -30,6 +33,11 @@ class RegressionPrediction:
     noise_std: Tensor
 
     @property
+    def mixture(self) -> tuple[Tensor, Tensor]:
+        """Means ``[S, N]`` and deviations (0-d or ``[N]``) of the normal distributions that make up the prediction of a target."""
+        return self.samples, self.noise_std
+
+    @property
     def mean(self) -> Tensor:
         """``[N]``."""
         return self.samples.mean(0)
@@ -37,7 +45,7 @@ class RegressionPrediction:
     @property
     def aleatoric(self) -> Tensor:
         """Variance of the noise, ``[N]``: more data would not lower it."""
-        return self.noise_std.square().expand(self.samples.shape[1])
+        return self.noise_std.square().expand(self.samples.shape[1:])
 
     @property
     def epistemic(self) -> Tensor:
@@ -60,7 +68,7 @@ class RegressionPrediction:
         """
         if not 0 < level < 1:
             raise ConfigError(f"a quantile's level must be in (0, 1), got {level!r}")
-        mu, sigma = self.samples.double(), self.noise_std.double()
+        mu, sigma = (part.double() for part in self.mixture)
         # The mixture's quantile lies between the smallest and the largest of its parts' quantiles.
         shift = sigma * math.sqrt(2) * torch.erfinv(torch.tensor(2 * level - 1, dtype=torch.float64, device=mu.device))
         low, high = mu.amin(0) + shift, mu.amax(0) + shift
@@ -73,6 +81,41 @@ class RegressionPrediction:
     def rescaled(self, mean: float, scale: float) -> RegressionPrediction:
         """In the units of a target that was standardized as ``(y - mean) / scale``."""
         return replace(self, samples=self.samples.double() * scale + mean, noise_std=self.noise_std.double() * scale)
+
+
+@dataclass(frozen=True)
+class LinearizedRegression(RegressionPrediction):
+    """One normal distribution for each input, in closed form: the linearized model is exactly Gaussian.
+
+    Attributes:
+        samples: Draws of the linearized function ``[S, N]``, which only the joint likelihood of several inputs needs.
+        center: Mean ``[N]``, in the unit of the target.
+        variance: Variance of the function ``[N]``, same unit squared.
+    """
+
+    center: Tensor
+    variance: Tensor
+
+    @property
+    def mixture(self) -> tuple[Tensor, Tensor]:
+        """The normal distribution, ``[1, N]`` and ``[N]``."""
+        return self.center.unsqueeze(0), self.std
+
+    @property
+    def mean(self) -> Tensor:
+        """``[N]``."""
+        return self.center
+
+    @property
+    def epistemic(self) -> Tensor:
+        """Variance over weights of ``f``, ``[N]``."""
+        return self.variance
+
+    def rescaled(self, mean: float, scale: float) -> LinearizedRegression:
+        """See `RegressionPrediction`."""
+        moved = super().rescaled(mean, scale)
+        center, variance = self.center * scale + mean, self.variance * scale**2
+        return replace(self, samples=moved.samples, noise_std=moved.noise_std, center=center, variance=variance)
 
 
 @dataclass(frozen=True)
@@ -111,7 +154,12 @@ Prediction = RegressionPrediction | ClassificationPrediction
 
 @torch.no_grad()
 def predict(
-    vi: Variational, x: Any, num_samples: int = 100, generator: torch.Generator | None = None, batch_size: int = 1024
+    vi: Variational,
+    x: Any,
+    num_samples: int = 100,
+    generator: torch.Generator | None = None,
+    batch_size: int = 1024,
+    kind: Kind = "sampled",
 ) -> Prediction:
     """Predictions with weights drawn from the posterior; each draw sees every input, so the joint likelihood of a data set is right.
 
@@ -123,6 +171,9 @@ def predict(
         num_samples: ``S``, number of weight samples.
         generator: The only source of randomness if given; else that of ``vi``, which goes on from here.
         batch_size: Rows in one forward pass.
+        kind: ``"sampled"``: the model at the drawn weights. ``"linearized"``: the model linearized at the posterior mean (see
+            `natgrad_apps.bayes.linearized`); regression is then Gaussian in closed form, and probabilities of classes are means over
+            draws of its logits (Immer et al. 2021, equation 9).
 
     Raises:
         ConfigError: A count is not positive, or there is no row.
@@ -135,21 +186,25 @@ def predict(
     count = len(inputs[0])
     if count == 0:
         raise ConfigError("there is no row to predict")
-    training = {module: module.training for module in vi.model.modules()}
-    vi.model.eval()
-    drawn = []
-    try:
-        for _ in range(num_samples):
-            with vi.sample_weights(generator) as model:
-                drawn.append(torch.cat([model(*(t[i : i + batch_size] for t in inputs)) for i in range(0, count, batch_size)]))
-    finally:
-        for module, mode in training.items():
-            module.training = mode
-    outputs = torch.stack(drawn).double()
+    if kind not in ("sampled", "linearized"):
+        raise unknown_name("kind of prediction", str(kind), ("sampled", "linearized"))
+    if kind == "linearized":
+        outputs = sample_linearized(vi, inputs, num_samples, generator, batch_size).double()
+    else:
+        drawn = []
+        with evaluation_mode(vi.model):
+            for _ in range(num_samples):
+                with vi.sample_weights(generator) as model:
+                    drawn.append(torch.cat([model(*(t[i : i + batch_size] for t in inputs)) for i in range(0, count, batch_size)]))
+        outputs = torch.stack(drawn).double()
     if isinstance(vi.task, RegressionTask):
         if outputs.shape[2:].numel() != 1:
             raise ShapeError(f"predictions of one target are implemented; the model's outputs have the shape {tuple(outputs.shape[1:])}")
-        return RegressionPrediction(outputs.reshape(num_samples, count), vi.task.noise_std.double())
+        samples, noise_std = outputs.reshape(num_samples, count), vi.task.noise_std.double()
+        if kind == "linearized":
+            closed = linearize(vi, inputs, batch_size)
+            return LinearizedRegression(samples, noise_std, closed.mean[:, 0], closed.covariance[:, 0, 0])
+        return RegressionPrediction(samples, noise_std)
     if outputs.dim() == 2 or outputs.shape[-1] == 1:  # one logit for two classes
         logit = outputs.reshape(num_samples, count)
         return ClassificationPrediction(torch.stack([torch.sigmoid(-logit), torch.sigmoid(logit)], -1))
