@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from natgrad_apps.bayes.distributions import Normal, normal_from_state, normal_to_state
 from natgrad_apps.errors import ConfigError
 
+K = TypeVar("K", bound=Hashable)
 Values = Mapping[str, Tensor]
 """A tensor for each parameter, by name and in its shape."""
 
@@ -128,24 +129,49 @@ class Posterior:
         return result
 
     @torch.no_grad()
+    def second_moments(self, groups: Mapping[K, Sequence[str]]) -> dict[K, Tensor]:
+        """``E_q |w|^2 = |mu|^2 + tr Sigma`` of groups of parameters; 0-d, in float64 where the device has it.
+
+        Args:
+            groups: Names of the parameters of each group; every parameter is in one of them.
+        """
+        mean = self.mean
+        owner = {name: key for key, names in groups.items() for name in names}
+        values = [v.to(torch.promote_types(v.dtype, torch.float32)) for v in mean.values()]
+        terms: dict[K, list[Tensor]] = {key: [] for key in groups}
+        for name, norm in zip(mean, torch._foreach_norm(values), strict=True):
+            terms[owner[name]].append(_wide(norm).square())
+        for part in self.parts.values():
+            if len({owner[name] for name in part.parameters}) == 1:
+                terms[owner[part.parameters[0]]].append(_wide(part.normal.trace()))
+            else:
+                for name, variance in part.scatter(part.normal.variances()).items():
+                    terms[owner[name]].append(_wide(variance.sum(dtype=torch.promote_types(variance.dtype, torch.float32))))
+        return {key: torch.stack(found).sum() for key, found in terms.items()}
+
+    @torch.no_grad()
     def kl(self, prior: PrecisionOf) -> Tensor:
         r"""``KL(q || prior)`` in nats, 0-d.
 
-        For ``q = N(mu, P^-1)`` and the prior ``N(0, diag(1/p))``::
+        For ``q = N(mu, P^-1)`` and the prior ``N(0, diag(1/p))``, with ``n_g`` parameters of precision ``p_g``::
 
-            KL = 1/2 [sum_i p_i (Sigma_ii + mu_i^2) - n - sum_i log p_i + log det P]
+            KL = 1/2 [sum_g (p_g E_q |w_g|^2 - n_g - n_g log p_g) + log det P]
 
         Args:
-            prior: Precisions by parameter.
+            prior: Precisions by parameter; those that are one tensor make one group.
         """
-        mean, variances = self.mean, self.variances()
-        terms = []
-        for name, variance in variances.items():
-            value = mean[name].to(torch.promote_types(mean[name].dtype, torch.float32))
-            precision = prior.of(name).to(value)
-            moment = (variance.to(value.dtype) + value.square()).sum()
-            terms.append(precision * moment - value.numel() * (1 + precision.log()))
-        return (_total(terms) + _total(part.normal.logdet_precision() for part in self.parts.values())) / 2
+        groups: dict[int, list[str]] = {}
+        precisions: dict[int, Tensor] = {}
+        for name in self.mean:
+            precision = prior.of(name)
+            groups.setdefault(id(precision), []).append(name)
+            precisions[id(precision)] = precision
+        mean, moments = self.mean, self.second_moments(groups)
+        terms = [_wide(part.normal.logdet_precision()) for part in self.parts.values()]
+        for key, names in groups.items():
+            precision = precisions[key].to(moments[key])
+            terms.append(precision * moments[key] - sum(mean[name].numel() for name in names) * (1 + precision.log()))
+        return torch.stack(terms).sum() / 2
 
     @torch.no_grad()
     def multiply_precision(self, values: Values) -> dict[str, Tensor]:
@@ -196,8 +222,10 @@ class Posterior:
         return Posterior(lambda: mean, {name: replace(part, normal=part.normal.to(device)) for name, part in self.parts.items()})
 
 
-def _total(terms: Any) -> Tensor:
-    """Sum in float64 where the device has it: differences of large logarithms."""
-    listed = list(terms)
-    wide = torch.float32 if listed[0].device.type == "mps" else torch.float64
-    return torch.stack([term.to(wide) for term in listed]).sum()
+def _total(terms: Iterable[Tensor]) -> Tensor:
+    return torch.stack([_wide(term) for term in terms]).sum()
+
+
+def _wide(value: Tensor) -> Tensor:
+    """In float64 where the device has it: differences of large logarithms."""
+    return value.to(torch.float32 if value.device.type == "mps" else torch.float64)

@@ -67,6 +67,7 @@ class LayerPrior:
     Attributes:
         spec: What it was built from.
         precision: By name of the layer, 0-d float64 tensors; by name of the parameter where the first values of a layer differ.
+        groups: Names of the parameters that share a precision, by the same names.
 
     Raises:
         ConfigError: A parameter has no precision, or a name fits no parameter.
@@ -75,7 +76,7 @@ class LayerPrior:
     def __init__(self, spec: Prior, layers: Mapping[str, Sequence[str]], like: Tensor) -> None:
         self.spec = spec
         self.precision: dict[str, Tensor] = {}
-        self._members: dict[str, tuple[str, ...]] = {}
+        self.groups: dict[str, tuple[str, ...]] = {}
         parameters = [p for members in layers.values() for p in members]
         if isinstance(spec.precision, Mapping):
             for name in spec.precision:
@@ -85,9 +86,9 @@ class LayerPrior:
         for layer, members in layers.items():
             whole = len({spec.of(p) for p in members}) == 1
             for name, group in {layer: tuple(members)}.items() if whole else {p: (p,) for p in members}.items():
-                self._members[name] = group
+                self.groups[name] = group
                 self.precision[name] = torch.tensor(spec.of(group[0]), dtype=wide, device=like.device)
-        self._group = {p: name for name, members in self._members.items() for p in members}
+        self._group = {p: name for name, members in self.groups.items() for p in members}
 
     def of(self, parameter: str) -> Tensor:
         """Precision of a parameter, 0-d."""
@@ -108,19 +109,18 @@ class LayerPrior:
         return self.precision[groups.pop()]
 
     @torch.no_grad()
-    def learn(self, mean: Mapping[str, Tensor], variances: Mapping[str, Tensor]) -> None:
+    def learn(self, moments: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
         """Move every precision towards its optimum, see `Prior`; does nothing if they are fixed.
 
         Args:
-            mean: Posterior mean by parameter.
-            variances: Marginal posterior variances by parameter.
+            moments: ``E_q |w|^2`` of each of `groups`.
+            sizes: Number of entries of each parameter.
         """
         if not self.spec.learn:
             return
-        for name, members in self._members.items():
+        for name, members in self.groups.items():
             old = self.precision[name]
-            total = torch.stack([(mean[p].to(old.dtype).square() + variances[p].to(old.dtype)).sum() for p in members]).sum()
-            best = total / sum(mean[p].numel() for p in members)
+            best = moments[name].to(old) / sum(sizes[p] for p in members)
             self.precision[name] = old.reciprocal().lerp(best, self.spec.rate).reciprocal()
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from natgrad_apps.bayes.partial import Partial, Points
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import LayerPrior, Prior, layers_of
 from natgrad_apps.bayes.tasks import Classification, Regression
+from natgrad_apps.bayes.warm_up import WarmUp
 from natgrad_apps.bayes.weights import Weights, buffers_kept
 from natgrad_apps.errors import ConfigError, NonFiniteWarning, check_positive
 from natgrad_apps.layers.discover import discover
@@ -43,7 +44,7 @@ class StepInfo:
         expected_nll: ``N`` times the mean negative log-likelihood of the batch, averaged over the weight samples.
         kl: ``KL(q || prior)`` of the distribution that was sampled.
         nelbo: ``expected_nll + kl``, the negative ELBO, whatever the temperature is.
-        objective: ``expected_nll + temperature * kl``, which the step decreases.
+        objective: ``expected_nll + temperature * kl`` with the temperature of the step, which decreases it.
         skipped: Whether the step was rejected because something was not finite.
     """
 
@@ -71,7 +72,7 @@ class Variational:
         task: `Regression` or `Classification`; it computes the loss, so there is no reduction to get wrong.
         num_data: Number of likelihood terms (rows, for one term a row) of the whole training set, or a `DataSize`.
         prior: Of the weights.
-        temperature: Weight of the KL divergence; 1 is Bayes.
+        temperature: Weight of the KL divergence, 1 is Bayes; or a `WarmUp` to it.
         num_samples: Weight samples a step.
         seed: Of all randomness in here. The global generators are never touched (but a model's own dropout uses them).
 
@@ -79,7 +80,7 @@ class Variational:
         task: The task now, with ``noise_std`` for regression.
         prior: The prior now; ``prior.precision`` by layer.
         num_data: ``N``, augmentation included.
-        temperature: As given.
+        temperature: Of the end, whether warmed up or not.
 
     Raises:
         ConfigError: A value is not legal, or the method does not fit the model.
@@ -93,7 +94,7 @@ class Variational:
         task: Regression | Classification,
         num_data: int | DataSize,
         prior: Prior | None = None,
-        temperature: float = 1.0,
+        temperature: float | WarmUp = 1.0,
         num_samples: int = 1,
         seed: int = 0,
     ) -> None:
@@ -107,10 +108,11 @@ class Variational:
             if not isinstance(count, int) or isinstance(count, bool) or count < 1:
                 raise ConfigError(f"{name} must be an integer >= 1, got {count!r}")
         check_positive("augmentation", size.augmentation)
-        check_positive("temperature", temperature)
+        self._warm_up = temperature if isinstance(temperature, WarmUp) else WarmUp(end=temperature)
+        temperature = self._warm_up.end
         self.method = method
         self.num_data, self.temperature, self.num_samples = size.rows * size.augmentation, temperature, num_samples
-        self._points = Points(model, temperature / self.num_data) if isinstance(model, Partial) else None
+        self._points = Points(model) if isinstance(model, Partial) else None
         model = model.model if isinstance(model, Partial) else model
         self.model = model
         self._weights = Weights(model)
@@ -119,7 +121,8 @@ class Variational:
         groups = {layer.spec.name: layer.parameters for layer in found.layers} | {name: (p,) for name, p in found.uncovered}
         self.prior = LayerPrior(prior if prior is not None else Prior(), layers_of(groups, self._weights.names), like)
         self.task = task.start(like)
-        self._problem = Problem(model, self._weights, self.task, self.prior, self.num_data, size.rows, temperature, seed)
+        first = self._warm_up.at(0)
+        self._problem = Problem(model, self._weights, self.task, self.prior, self.num_data, size.rows, first, seed)
         self._learner = method.start(self._problem)
         self._first_lr = self._learner.lr
         self._generator = torch.Generator(device=like.device)
@@ -169,6 +172,7 @@ class Variational:
             return self._step(Batch(x if isinstance(x, tuple) else (x,), y, self.num_samples, autocast))
 
     def _step(self, batch: Batch) -> StepInfo:
+        temperature = self._problem.temperature = self._warm_up.at(self.steps)
         kl = self.posterior.kl(self.prior)
         outcomes: list[Outcome] = []
         before = self._generator.get_state()
@@ -190,9 +194,10 @@ class Variational:
         if taken:
             self.task.learn(torch.stack([o.squared_error for o in outcomes]).mean())
             if self.prior.spec.learn:
-                self.prior.learn(self._weights.mean, self.posterior.variances())
+                sizes = {name: p.numel() for name, p in self._weights.live.items()}
+                self.prior.learn(self.posterior.second_moments(self.prior.groups), sizes)
         expected = torch.stack([o.nll for o in outcomes]).to(kl.dtype).mean() * self.num_data
-        return StepInfo(expected, kl, expected + kl, expected + self.temperature * kl, not taken)
+        return StepInfo(expected, kl, expected + kl, expected + temperature * kl, not taken)
 
     def _take_step(self) -> bool:
         points = self._points
@@ -203,7 +208,7 @@ class Variational:
             return False
         taken = self._learner.update()
         if points is not None:
-            points.update() if taken else points.discard()
+            points.update(self._problem.scale) if taken else points.discard()
         return taken
 
     def _discard(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from natgrad_apps.bayes.distributions.base import Normal
+from natgrad_apps.bayes.distributions.base import Normal, log_sum
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,13 @@ class DiagonalNormal(Normal):
         """The precision."""
         return self.precision
 
+    @cached_property
+    def _std(self) -> Tensor:
+        return self.precision.rsqrt()
+
     def root(self, z: Tensor) -> Tensor:
         """``z / sqrt(precision)``."""
-        return z * self.precision.rsqrt()
+        return z * self._std
 
     def multiply_precision(self, v: Tensor) -> Tensor:
         """``precision v``."""
@@ -50,4 +55,4 @@ class DiagonalNormal(Normal):
 
     def logdet_precision(self) -> Tensor:
         """``sum log precision``."""
-        return self.precision.log().sum()
+        return log_sum(self.precision)

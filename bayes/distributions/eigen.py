@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from natgrad_apps.bayes.distributions.base import Normal
+from natgrad_apps.bayes.distributions.base import Normal, log_sum
 from natgrad_apps.linalg.blocks import BlockDiagonal, sandwich
 
 
@@ -70,6 +70,10 @@ class EigenNormal(Normal):
         """See the class."""
         return self._variances
 
+    def trace(self) -> Tensor:
+        """That of the variances: a rotation does not change it."""
+        return self.variance.sum()
+
     def logdet_precision(self) -> Tensor:
         """``-sum log variance``."""
-        return -self.variance.log().sum()
+        return -log_sum(self.variance)

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from natgrad_apps.bayes.distributions.base import Normal
+from natgrad_apps.bayes.distributions.base import Normal, log_sum
 from natgrad_apps.linalg.spd import eigh_many
 
 
@@ -82,4 +82,4 @@ class LowRankNormal(Normal):
 
     def logdet_precision(self) -> Tensor:
         """See the class."""
-        return self.diagonal.log().sum() + self._spectrum[1].log1p().sum()
+        return log_sum(self.diagonal) + self._spectrum[1].log1p().sum()

@@ -19,6 +19,7 @@ from natgrad_apps.bayes.distributions import (
     normal_from_state,
     normal_to_state,
 )
+from natgrad_apps.bayes.distributions.base import log_sum
 from natgrad_apps.errors import ConfigError
 from tests.bayes._dense import largest_z, precision_matrix, sample_covariance
 
@@ -127,7 +128,30 @@ def test_products_roots_and_determinants(case: Case) -> None:
     close(normal.multiply_covariance(eye).flatten(1), covariance)
     close(root @ root.mT, covariance)
     close(normal.variances().flatten(), covariance.diagonal())
+    close(normal.trace(), covariance.trace())
     close(normal.logdet_precision(), torch.logdet(precision))
+
+
+def test_wide_triangles_are_inverted_and_multiplied_without_their_zeros() -> None:
+    """Factors wider than a strip, two blocks on the right: draws are those of triangular solves."""
+    left, right = (torch.linalg.cholesky(spd(450)),), (torch.linalg.cholesky(spd(300)), torch.linalg.cholesky(spd(7)))
+    normal, z = KroneckerNormal(left, right, torch.tensor(0.3)), torch.randn(2, 450, 307)
+    whole = block_diag(right)
+    expected = 0.3**0.5 * torch.linalg.solve_triangular(left[0].mT, z @ whole.inverse(), upper=True)
+    # float64, condition numbers of about 1e4 of the factors, sums of 450 terms
+    torch.testing.assert_close(normal.root(z), expected, rtol=1e-9, atol=1e-9)
+    covariances = [torch.cholesky_inverse(left[0]), torch.cholesky_inverse(whole)]
+    torch.testing.assert_close(normal.trace(), 0.3 * covariances[0].trace() * covariances[1].trace(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(normal.variances()[-1, -1], 0.3 * covariances[0][-1, -1] * covariances[1][-1, -1], rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("size", [3, 8, 8003])
+def test_sum_of_logarithms(size: int) -> None:
+    """Numbers near both ends of the range of float32, whose products leave it."""
+    for exponent in (-37.0, 0.0, 38.0):
+        x = (torch.rand(size) * 3 + 0.1).mul(10**exponent).float()
+        # rounded once to float32
+        torch.testing.assert_close(log_sum(x), x.double().log().sum().float(), rtol=3e-7, atol=0)
 
 
 @pytest.mark.parametrize("case", CASES)
