@@ -22,7 +22,6 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -37,13 +36,14 @@ if __name__ == "__main__" and not __package__:
 from benchmarks._timing import environment
 from natgrad_apps.bayes.metrics import auroc
 from natgrad_apps.bayes.prediction import ClassificationPrediction
+from natgrad_apps.graphs.calibration import conformal_sets, fit_temperature
 from natgrad_apps.graphs.config import OptimizerConfig, TrainConfig
 from natgrad_apps.graphs.data import GraphData, load_public
 from natgrad_apps.graphs.measures import measure
 from natgrad_apps.graphs.models import ModelOptions, build_model
-from natgrad_apps.graphs.splits import Split, SplitOptions, make_split
+from natgrad_apps.graphs.splits import Split, SplitOptions, make_split, without_class
 from natgrad_apps.graphs.trainer import Trainer, seed_all
-from natgrad_apps.graphs.uncertainty import GraphPosterior, PosteriorOptions, conformal_sets, fit_temperature
+from natgrad_apps.graphs.uncertainty import GraphPosterior, PosteriorOptions
 
 Row = dict[str, float]
 ROWS = ("GCN, Adam", "GCN, Adam + T", "noisy K-FAC, mean weights", "noisy K-FAC, mixture", "noisy K-FAC, mixture + T")
@@ -70,15 +70,6 @@ def posterior(data: GraphData, split: Split, seed: int) -> tuple[Tensor, Classif
     net.eval()
     with torch.no_grad():
         return net(data.x, data.edge_index).double().log_softmax(-1), prediction
-
-
-def without_class(data: GraphData, split: Split, left_out: int) -> tuple[GraphData, Split, Tensor]:
-    """The same graph with one class unlabelled and its nodes out of training and validation; which test nodes are of it."""
-    outside = data.y == left_out
-    y = torch.where(data.y > left_out, data.y - 1, data.y)
-    y = torch.where(outside, torch.full_like(y, -1), y)
-    train, val, test = (part[~outside[part]] for part in (split.train, split.val, split.test))
-    return replace(data, y=y, classes=data.classes - 1, masks=None), replace(split, train=train, val=val, test=test), outside[split.test]
 
 
 def numbers(log_p: Tensor, data: GraphData, split: Split) -> Row:

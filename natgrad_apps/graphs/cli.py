@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.graphs.config import CompareConfig, TrainConfig
+from natgrad_apps.graphs.posterior_config import UncertaintyConfig
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, Verb, parse, read_config, verb_parser
 from natgrad_apps.runner.command import run_command
 
+C = TypeVar("C")
 PROGRAM = "natgrad-graph"
 KIND = "graphs"
 DESCRIPTION = "Semi-supervised node classification with natural gradients."
@@ -37,6 +40,7 @@ def _run(words: Sequence[str]) -> None:
         "train": _train,
         "evaluate": _evaluate,
         "compare": _compare,
+        "uncertainty": _uncertainty,
         "plot": _plot,
         "check": _check,
     }
@@ -69,6 +73,16 @@ def _verbs() -> dict[str, Verb]:
     compare.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
     compare.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
 
+    uncertainty = verb_parser(
+        f"{PROGRAM} uncertainty --config FILE --out DIR [--KEY VALUE ...]\n       {PROGRAM} uncertainty --resume DIR",
+        "Fit a posterior over the weights; leave calibrated probabilities, uncertainty and conformal sets of every node.",
+        UncertaintyConfig,
+    )
+    uncertainty.add_argument("--config", metavar="FILE", help="YAML file, or the name of a preset such as cora_uncertainty")
+    uncertainty.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
+    uncertainty.add_argument("--resume", metavar="DIR", help="continue the run in this folder from its last checkpoint")
+    uncertainty.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+
     plot = verb_parser(f"{PROGRAM} plot DIR [DIR ...] [--out FILE]", "Draw accuracy and loss of runs; of one run also its nodes by class.")
     plot.add_argument("paths", nargs="+", metavar="DIR", help="run folders")
     plot.add_argument("--out", metavar="FILE", help="PNG file of the curves (default: figures/curves.png, or curves.png for several)")
@@ -83,6 +97,7 @@ def _verbs() -> dict[str, Verb]:
         "train": Verb(train, "train a network, or continue a run", TrainConfig),
         "evaluate": Verb(evaluate, "measure a trained network"),
         "compare": Verb(compare, "paired seeds against a tuned Adam", CompareConfig),
+        "uncertainty": Verb(uncertainty, "fit a posterior; calibrated probabilities, uncertainty, sets of classes", UncertaintyConfig),
         "plot": Verb(plot, "draw learning curves and nodes"),
         "check": Verb(check, "check a configuration and report blocks and cost", TrainConfig),
     }
@@ -91,6 +106,16 @@ def _verbs() -> dict[str, Verb]:
 def _train(options: Options) -> None:
     from natgrad_apps.graphs import training  # noqa: PLC0415 - seconds
 
+    _start_or_resume(options, TrainConfig, training.train, training.resume)
+
+
+def _uncertainty(options: Options) -> None:
+    from natgrad_apps.graphs import assessing  # noqa: PLC0415 - seconds
+
+    _start_or_resume(options, UncertaintyConfig, assessing.assess, assessing.resume)
+
+
+def _start_or_resume(options: Options, kind: type[C], start: Callable[[C, Path], None], resume: Callable[[Path], None]) -> None:
     run, out = options.text("resume"), options.text("out")
     if run is not None:
         given = [name for name in ("config", "out") if options.text(name) is not None] + list(options.settings)
@@ -99,13 +124,13 @@ def _train(options: Options) -> None:
                 f"--resume takes every setting from {run}/config.yaml; drop {', '.join('--' + n for n in given) or '--print_config'}, "
                 f"or start a new run with --config {run}/config.yaml --out NEW"
             )
-        training.resume(Path(run))
+        resume(Path(run))
         return
-    config = read_config(TrainConfig, KIND, options.text("config"), options)
+    config = read_config(kind, KIND, options.text("config"), options)
     if options.flag("print_config"):
         sys.stdout.write(schema.to_yaml(config))
         return
-    training.train(config, _folder(out))
+    start(config, _folder(out))
 
 
 def _evaluate(options: Options) -> None:
@@ -139,7 +164,8 @@ def _plot(options: Options) -> None:
     print(plotting.plot_curves(paths, target))
     if len(paths) == 1:
         trainer, _ = evaluating.open_checkpoint(paths[0])
-        print(plotting.plot_embedding(trainer, target.with_name("embedding.png")))
+        picture = target.with_name("embedding.png")
+        print(plotting.plot_embedding(trainer.data, trainer.split, trainer.predict(), picture))
 
 
 def _check(options: Options) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import Any
 
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.config import TrainConfig
+from natgrad_apps.graphs.node_table import node_table
 from natgrad_apps.graphs.trainer import Trainer
 from natgrad_apps.graphs.training import describe_result
 from natgrad_apps.runner import atomic, checkpoints, schema
@@ -78,27 +77,7 @@ def evaluate(path: Path, out: Path | None, device: str | None) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         atomic.write_json(target / "evaluation.json", result)
-        atomic.write_text(target / "predictions.csv", _predictions(trainer))
+        atomic.write_text(target / "predictions.csv", node_table(trainer.data, trainer.split, trainer.predict().softmax(-1)))
     except OSError as error:
         raise ConfigError(f"{str(target)!r} cannot be written: {error.strerror}") from error
     print(f"written: {target / 'evaluation.json'}, {target / 'predictions.csv'}")
-
-
-def _predictions(trainer: Trainer) -> str:
-    """One row a node: its id, part, label, prediction and the probability of each class."""
-    data, split = trainer.data, trainer.split
-    p = trainer.predict().softmax(-1).cpu()
-    part = [""] * data.nodes
-    for name, nodes in (("train", split.train), ("val", split.val), ("test", split.test)):
-        for node in nodes.tolist():
-            part[node] = name
-    names = data.class_names or tuple(str(c) for c in range(data.classes))
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["id", "part", "label", "predicted", *(f"p_{name}" for name in names)])
-    best, labels = p.argmax(-1).tolist(), data.y.tolist()
-    for node, row in enumerate(p.tolist()):
-        label = names[labels[node]] if labels[node] >= 0 else ""
-        identity = data.node_ids[node] if data.node_ids else node
-        writer.writerow([identity, part[node], label, names[best[node]], *(f"{value:.6g}" for value in row)])
-    return text.getvalue()

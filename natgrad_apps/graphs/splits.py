@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,32 @@ def make_split(data: GraphData, name: str, options: SplitOptions, seed: int) -> 
     if not len(train):
         raise ConfigError(f"the split {name!r} of {data.name} has no labelled training node")
     return data, Split(name, train, val, test)
+
+
+def without_class(data: GraphData, split: Split, left_out: int) -> tuple[GraphData, Split, Tensor]:
+    """A class that nobody is shown: its nodes lose their label and leave training and validation, and the later classes move down by one.
+
+    Args:
+        data: The graph.
+        split: Its split.
+        left_out: The class.
+
+    Returns:
+        The graph with one class fewer, its split with all test nodes that are left of other classes, and which of the whole split's test
+        nodes are of the class, ``[test]`` booleans.
+
+    Raises:
+        ConfigError: No training node is left, or no node of the class is tested.
+    """
+    outside = data.y == left_out
+    y = torch.where(data.y > left_out, data.y - 1, data.y)
+    y = torch.where(outside, torch.full_like(y, UNLABELLED), y)
+    train, val, test = (part[~outside[part]] for part in (split.train, split.val, split.test))
+    if not len(train) or not bool(outside[split.test].any()):
+        raise ConfigError(f"class {left_out} of {data.name} cannot be left out: no other training node, or no test node of it")
+    names = tuple(name for c, name in enumerate(data.class_names) if c != left_out)
+    smaller = replace(data, y=y, classes=data.classes - 1, masks=None, class_names=names)
+    return smaller, replace(split, train=train, val=val, test=test), outside[split.test]
 
 
 def largest_component(data: GraphData) -> Tensor:

@@ -1,13 +1,11 @@
-r"""Uncertainty of node classifiers: a posterior over the weights by noisy K-FAC, temperature scaling, and conformal sets.
+"""A posterior over the weights of a node classifier, by noisy K-FAC.
 
-The posterior is that of `natgrad_apps.bayes.Variational` with the labelled nodes as likelihood terms. On few labels the Bayes posterior
-(temperature 1 of the KL divergence) collapses to the prior, so a cold one is used, and one temperature on the validation nodes makes the
-probabilities of the mixture honest.
+It is that of `natgrad_apps.bayes.Variational` with the labelled nodes as likelihood terms. On few labels the Bayes posterior (temperature 1
+of the KL divergence) collapses to the prior, so a cold one is used; `natgrad_apps.graphs.calibration` makes its probabilities honest.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +15,7 @@ from torch import Tensor, nn
 import natgrad_apps.graphs.layers  # noqa: F401  (registers the adapters of graph layers)
 from natgrad_apps.bayes import Classification, NoisyKFAC, Prior, Variational
 from natgrad_apps.bayes.prediction import ClassificationPrediction
-from natgrad_apps.errors import ConfigError, check_fraction, check_positive
+from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.graphs.data import GraphData
 from natgrad_apps.steps.kl_clip import KLClip
 
@@ -103,12 +101,24 @@ class GraphPosterior:
         )
         self._net = net
 
-    def fit(self) -> list[float]:
-        """All epochs; returns the objective of each, ``expected_nll + temperature * KL`` in nats."""
+    def step(self) -> float:
+        """One epoch; returns the objective before it, ``expected_nll + temperature * KL`` in nats of all labelled nodes."""
         self._net.train()
         inputs: tuple[Any, ...] = (self.data.x, self.data.edge_index)
-        found = [self.variational.step(inputs, self._y).objective for _ in range(self.options.epochs)]
-        return torch.stack(found).tolist()
+        return float(self.variational.step(inputs, self._y).objective)
+
+    def fit(self) -> list[float]:
+        """All epochs; returns the objective of each."""
+        return [self.step() for _ in range(self.options.epochs)]
+
+    @torch.no_grad()
+    def predict_mean(self) -> Tensor:
+        """Log-probabilities ``[N, C]`` with the mean weights, float64."""
+        training = self._net.training
+        self._net.eval()
+        logits: Tensor = self._net(self.data.x, self.data.edge_index)
+        self._net.train(training)
+        return logits.double().log_softmax(-1)
 
     @torch.no_grad()
     def predict(self, generator: torch.Generator | None = None) -> ClassificationPrediction:
@@ -123,58 +133,3 @@ class GraphPosterior:
         finally:
             self._net.train(training)
         return ClassificationPrediction(torch.stack(drawn))
-
-
-def fit_temperature(logits: Tensor, y: Tensor, iterations: int = 60) -> float:
-    r"""The ``T`` that minimises ``-mean log softmax(logits / T)[y]`` (Guo et al. 2017, section 4.2).
-
-    With ``b = 1/T`` the loss is convex in ``b``; its derivative ``mean(E_p[z] - z_y)`` grows with ``b``, and ``T`` is found by bisection
-    over ``[1e-3, 1e3]``.
-
-    Args:
-        logits: ``[n, C]``; log-probabilities serve as well.
-        y: ``[n]``.
-        iterations: Halvings of ``log b``.
-
-    Raises:
-        ConfigError: There is no node.
-    """
-    if len(y) == 0:
-        raise ConfigError("a temperature needs validation nodes, got none")
-    z = logits.double()
-    chosen = z.gather(1, y.unsqueeze(1)).squeeze(1)
-    low, high = math.log(1e-3), math.log(1e3)
-    for _ in range(iterations):
-        middle = (low + high) / 2
-        p = (z * math.exp(middle)).softmax(-1)
-        slope = float(((p * z).sum(-1) - chosen).mean())
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return math.exp(-(low + high) / 2)
-
-
-def conformal_sets(calibration: Tensor, y: Tensor, probabilities: Tensor, miscoverage: float = 0.1) -> Tensor:
-    r"""Sets of classes that hold the right one with probability at least ``1 - miscoverage``, for exchangeable nodes.
-
-    Split conformal prediction with the score ``1 - p_y``: a class is in the set if its score is at most the
-    ``ceil((n + 1)(1 - miscoverage))``-th smallest score of the calibration nodes; every class, if there are too few of them.
-    Reference: Vovk, Gammerman & Shafer, Algorithmic learning in a random world, 2005; Sadinle, Lei & Wasserman, JASA 2019.
-
-    Args:
-        calibration: Probabilities ``[n, C]`` of nodes that neither trained the network nor its temperature.
-        y: Their classes ``[n]``.
-        probabilities: ``[m, C]`` of the nodes of interest.
-        miscoverage: In (0, 1).
-
-    Returns:
-        ``[m, C]`` booleans.
-
-    Raises:
-        ConfigError: The miscoverage is not in (0, 1).
-    """
-    check_fraction("miscoverage", miscoverage)
-    check_positive("miscoverage", miscoverage)
-    scores = 1 - calibration.gather(1, y.unsqueeze(1)).squeeze(1)
-    rank = math.ceil((len(scores) + 1) * (1 - miscoverage))
-    if rank > len(scores):
-        return torch.ones_like(probabilities, dtype=torch.bool)
-    return 1 - probabilities <= scores.sort().values[rank - 1]

@@ -1,4 +1,4 @@
-"""Posterior of a node classifier, temperature scaling, conformal sets."""
+"""Posterior of a node classifier."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from natgrad_apps.bayes import NoisyKFAC
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.data import load_public
 from natgrad_apps.graphs.models import ModelOptions, build_model
-from natgrad_apps.graphs.uncertainty import GraphPosterior, LabelledNodes, PosteriorOptions, conformal_sets, fit_temperature
+from natgrad_apps.graphs.uncertainty import GraphPosterior, LabelledNodes, PosteriorOptions
 from natgrad_apps.likelihoods import Categorical
 from natgrad_apps.preconditioner import Preconditioner
 
@@ -66,40 +66,6 @@ def test_labelled_nodes_give_the_fisher_of_their_mean() -> None:
     name = [n for n in core.blocks if n.startswith("net")][-1]
     G = core.blocks[name].state.moments["G0"]
     torch.testing.assert_close(G, output_fisher.to(G), rtol=1e-4, atol=1e-6)  # float32 sums
-
-
-def test_temperature_is_the_minimum_of_the_loss() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(200, 4, generator=generator)
-    y = (logits / 2.5 + -torch.log(-torch.log(torch.rand(200, 4, generator=generator)))).argmax(-1)  # drawn at T = 2.5 (Gumbel)
-    T = fit_temperature(logits, y)
-
-    def loss(t: float) -> float:
-        return float(nn.functional.cross_entropy(logits.double() / t, y))
-
-    assert loss(T) <= min(loss(T * 1.01), loss(T / 1.01))
-    assert 1.8 < T < 3.5
-    with pytest.raises(ConfigError, match="validation nodes"):
-        fit_temperature(logits[:0], y[:0])
-
-
-def test_conformal_sets_cover_as_promised() -> None:
-    """Exchangeable draws: the coverage over 400 repetitions with n = 99 is Binomial around ceil(100 * 0.9) / 100 = 0.90."""
-    generator = torch.Generator().manual_seed(0)
-    hits = []
-    for _ in range(400):
-        p = torch.randn(100, 5, generator=generator).mul(2).softmax(-1)
-        y = torch.multinomial(p, 1, generator=generator).squeeze(1)
-        sets = conformal_sets(p[:99], y[:99], p[99:], 0.1)
-        hits.append(bool(sets[0, y[99]]))
-    # standard deviation sqrt(0.9 * 0.1 / 400) = 0.015; three of them
-    assert abs(sum(hits) / 400 - 0.9) < 0.045
-    assert conformal_sets(p[:5], y[:5], p[99:], 0.1).all(), "five nodes cannot promise 90 %"
-    hand = conformal_sets(
-        torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]]), torch.tensor([0, 0, 0]), torch.tensor([[0.5, 0.5], [0.7, 0.3]]), 0.5
-    )
-    # scores 0.1, 0.4, 0.8; rank ceil(4 * 0.5) = 2: classes with p >= 0.6
-    assert hand.tolist() == [[False, False], [True, False]]
 
 
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"epochs": 0}, {"num_samples": 1.5}, {"prior_precision": math.inf}])
