@@ -14,6 +14,7 @@ from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import Prior
 from natgrad_apps.bayes.tasks import Classification, Regression
 from natgrad_apps.bayes.variational import DataSize, StepInfo, Variational
+from natgrad_apps.bayes.warm_up import WarmUp
 
 __all__ = [
     "IVON",
@@ -35,6 +36,7 @@ __all__ = [
     "Vadam",
     "Variational",
     "Vprop",
+    "WarmUp",
     "last_layer",
     "start_from",
 ]

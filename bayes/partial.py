@@ -103,10 +103,9 @@ class Points:
 
     Args:
         partial: Model and choice.
-        scale: ``temperature / N``.
     """
 
-    def __init__(self, partial: Partial, scale: float) -> None:
+    def __init__(self, partial: Partial) -> None:
         self.live = partial.points()
         self.spec = partial.others if self.live else None
         self._model = partial.model
@@ -114,7 +113,6 @@ class Points:
         for p in self.live.values():
             p.requires_grad_(False)
         if self.spec is not None:
-            self._decay = self.spec.precision * scale
             self._adam = torch.optim.Adam(list(self.live.values()), lr=self.spec.lr)
 
     def gather(self, learner: Learner, batch: Batch) -> None:
@@ -146,12 +144,16 @@ class Points:
         return all(bool(g.isfinite().all()) for g in self._gradients.values())
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Adam's step with what was gathered."""
+    def update(self, scale: float) -> None:
+        """Adam's step with what was gathered.
+
+        Args:
+            scale: ``temperature / N``.
+        """
         if self.spec is None:
             return
         for name, p in self.live.items():
-            p.grad = self._gradients.get(name, torch.zeros_like(p)).add(p, alpha=self._decay)
+            p.grad = self._gradients.get(name, torch.zeros_like(p)).add(p, alpha=self.spec.precision * scale)
         self._adam.step()
         self._adam.zero_grad()
         self.discard()

@@ -30,8 +30,7 @@ def fit_deterministic(table: Table, split: Split, recipe: RecipeConfig, seed: in
     targets = torch.as_tensor(by_y.apply(y), dtype=torch.float32)
     model = build_model(recipe, Schema(table.name, table.features, table.target, (), len(x), table.hidden), seed)
     training = recipe.training
-    batches = max(round(len(x) / training.batch_size), 1)
-    total = min(batches * training.epochs, training.max_steps or batches * training.epochs)
+    batches, total = training.batches(len(x)), training.steps(len(x))
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: training.lr_factor(step / total))
     generator = torch.Generator().manual_seed(seed)

@@ -18,9 +18,9 @@ from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.likelihoods import Likelihood
 
 
-@dataclass(frozen=True)
+@dataclass
 class Problem:
-    """What a method is to solve.
+    """What a method is to solve; only the temperature changes.
 
     Attributes:
         model: Its trainable parameters are Bayesian.
@@ -29,7 +29,7 @@ class Problem:
         prior: Distribution of the weights.
         num_data: ``N``, the number of likelihood terms of the data set, times the augmentation factor.
         rows: Number of likelihood terms without augmentation; no batch can have more.
-        temperature: ``lambda``, the weight of the KL divergence.
+        temperature: ``lambda``, the weight of the KL divergence in this step.
         seed: Of everything that the method draws itself.
     """
 
@@ -114,10 +114,14 @@ class Learner(ABC):
         outputs = self.forward(batch)
         likelihood, targets = self.judge(outputs, batch)
         nll = -likelihood.log_prob(targets).mean()
-        live = self.problem.weights.live
-        found = torch.autograd.grad(nll, list(live.values()), allow_unused=True)
-        self.add({name: g for name, g in zip(live, found, strict=True) if g is not None}, batch)
+        self.add(self.gradient(nll, batch))
         return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets))
+
+    def gradient(self, nll: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Share of one weight sample in the mean gradient over the samples, by parameter; absent where the loss does not depend on one."""
+        live = self.problem.weights.live
+        found = torch.autograd.grad(nll / batch.samples if batch.samples > 1 else nll, list(live.values()), allow_unused=True)
+        return {name: g for name, g in zip(live, found, strict=True) if g is not None}
 
     def judge(self, outputs: Tensor, batch: Batch) -> tuple[Likelihood, Tensor]:
         """The likelihood of the outputs, and the targets in its form.
@@ -147,12 +151,10 @@ class Learner(ABC):
         return outputs
 
     @torch.no_grad()
-    def add(self, gradients: Mapping[str, Tensor], batch: Batch) -> None:
-        """Add the gradient of one weight sample to the mean over the samples."""
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add the shares of one weight sample; nothing in place, because autograd may give several parameters one tensor."""
         for name, g in gradients.items():
-            share = g / batch.samples
-            old = self._gradients.get(name)
-            self._gradients[name] = share if old is None else old.add_(share)
+            self._gradients[name] = self._gradients[name] + g if name in self._gradients else g
 
     def take(self) -> dict[str, Tensor]:
         """Mean gradient of the mean loss over the samples, by parameter; zero where the loss does not depend on one."""
@@ -200,10 +202,13 @@ class Method(ABC):
 
 
 class Momentum:
-    """Exponential running average with bias correction: ``m <- b m + (1-b) g``, ``m / (1 - b^t)``.
+    """Exponential running average ``m <- b m + (1-b) g``; without bias it is ``m / correction``.
 
     Args:
         decay: ``b`` in [0, 1).
+
+    Attributes:
+        average: ``m`` by name; it changes in place.
     """
 
     def __init__(self, decay: float) -> None:
@@ -211,17 +216,18 @@ class Momentum:
         self.count = 0
         self.average: dict[str, Tensor] = {}
 
+    @property
+    def correction(self) -> float:
+        """``1 - b^t`` after ``t`` gradients."""
+        return float(1 - self.decay**self.count)
+
     def __call__(self, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Fold in gradients; the corrected average, in new tensors."""
+        """Fold in gradients; `average`."""
         self.count += 1
-        correction = 1 - self.decay**self.count
-        result = {}
         for name, g in gradients.items():
             old = self.average.get(name)
-            new = g * (1 - self.decay) if old is None else old.mul_(self.decay).add_(g, alpha=1 - self.decay)
-            self.average[name] = new
-            result[name] = new / correction
-        return result
+            self.average[name] = g * (1 - self.decay) if old is None else old.lerp_(g, 1 - self.decay)
+        return self.average
 
     def state_dict(self) -> dict[str, Any]:
         """Average and count."""
