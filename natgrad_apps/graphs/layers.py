@@ -7,7 +7,7 @@ the weight; what a hook on the inner linear layer sees. `factorization` chooses 
 
 | module | aggregated by |
 |---|---|
-| `GCNConv` | this adapter, `AGGREGATED` |
+| `GCNConv`, `FixedGCNConv` | this adapter, `AGGREGATED` |
 | `GCN2Conv` (GCNII) with shared weights | this adapter, always |
 | `SAGEConv`, `GINConv`, `SGConv` | themselves: they sum before their linear layers, which `GraphLinearAdapter` and the core's cover |
 | `GATConv`, `GATv2Conv` | nobody: the sum depends on the weight through the attention, so their linear parts are pre-aggregation, their
@@ -29,6 +29,7 @@ from torch_geometric.nn.dense.linear import Linear
 
 from natgrad_apps.errors import unknown_name
 from natgrad_apps.graphs.aggregation import AggregatedInputs, Edges
+from natgrad_apps.graphs.convolutions import FixedGCNConv
 from natgrad_apps.layers.base import Arguments, Geometry, LayerInputs
 from natgrad_apps.layers.discover import register
 from natgrad_apps.layers.linear import LinearAdapter, LinearInputs
@@ -93,7 +94,7 @@ class GCNConvAdapter(_NodeAdapter):
     A convolution that sums otherwise than over weighted neighbours (another ``aggr``, messages of a subclass) is left to its linear layer.
     """
 
-    module_types: ClassVar[tuple[type[nn.Module], ...]] = (GCNConv,)
+    module_types: ClassVar[tuple[type[nn.Module], ...]] = (GCNConv, FixedGCNConv)
 
     def covers(self, module: nn.Module) -> bool:
         """Whether the sum over neighbours is the weighted one, and `factorization` is aggregated."""
@@ -169,7 +170,7 @@ class GCN2ConvAdapter(_NodeAdapter):
 class ConvBiasAdapter(_NodeAdapter):
     """The bias that a convolution adds to its output: inputs are ones, and the block is the exact one of K-FAC, ``[d_out, d_out]``."""
 
-    module_types: ClassVar[tuple[type[nn.Module], ...]] = (GCNConv, GATConv, GATv2Conv, ChebConv, TAGConv)
+    module_types: ClassVar[tuple[type[nn.Module], ...]] = (GCNConv, FixedGCNConv, GATConv, GATv2Conv, ChebConv, TAGConv)
 
     def covers(self, module: nn.Module) -> bool:
         """Whether there is a bias."""

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import APPNP, GATConv, GCN2Conv, GCNConv, GINConv, SAGEConv, SGConv
+from torch_geometric.nn import APPNP, GATConv, GCN2Conv, GINConv, SAGEConv, SGConv
 from torch_geometric.nn.dense.linear import Linear
 
 from natgrad_apps.errors import ConfigError, unknown_name
+from natgrad_apps.graphs.convolutions import FixedGCNConv
 from natgrad_apps.graphs.features import dropout
 
 
@@ -103,7 +104,7 @@ class GCNII(nn.Module):
 
 
 def _gcn(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
-    return ConvNet([GCNConv(a, b, cached=True) for a, b in _widths(d_in, classes, o)], o)
+    return ConvNet([FixedGCNConv(a, b, cached=True) for a, b in _widths(d_in, classes, o)], o)
 
 
 def _sage(d_in: int, classes: int, o: ModelOptions) -> nn.Module:

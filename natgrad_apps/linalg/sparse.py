@@ -42,7 +42,7 @@ class SparseMatrix(Tensor):
 
     @classmethod
     def of(cls, starts: Tensor, columns: Tensor, values: Tensor, size: tuple[int, int]) -> SparseMatrix:
-        """From compressed rows: ``starts: [n + 1]``, ``columns: [nnz]`` ascending in each row, ``values: [nnz]``."""
+        """From compressed rows: ``starts: [n + 1]``, ``columns: [nnz]`` ``values: [nnz]``."""
         return cls(_Entries(starts.to(torch.int32), columns.to(torch.int32), values, size))
 
     @classmethod
@@ -50,6 +50,20 @@ class SparseMatrix(Tensor):
         """The entries of ``x: [n, d]`` that are not zero."""
         row, column = x.nonzero(as_tuple=True)
         return cls.of(_starts(row, x.shape[0]), column, x[row, column], (x.shape[0], x.shape[1]))
+
+    @classmethod
+    def from_triplets(cls, row: Tensor, column: Tensor, values: Tensor, size: tuple[int, int]) -> SparseMatrix:
+        """From ``[nnz]`` rows, columns and values in any order; double places stay apart, which products add up."""
+        order = (row * size[1] + column).argsort(stable=True)
+        return cls.of(_starts(row, size[0]), column[order], values[order], size)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SparseMatrix:
+        """Itself: it is constant."""
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """For pickle."""
+        return SparseMatrix, (self._store, self._flipped)
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]  # torch annotates no names
         del tensor_contents
@@ -177,9 +191,9 @@ class _Entries:
         return _Entries(self.starts.to(device), self.columns.to(device), self.values.to(device, dtype), self.size)
 
 
-def _starts(sorted_rows: Tensor, size: int) -> Tensor:
+def _starts(rows: Tensor, size: int) -> Tensor:
     """Where each row begins, ``[size + 1]``, from the row of each entry."""
-    counts = torch.bincount(sorted_rows.long(), minlength=size)
+    counts = torch.bincount(rows.long(), minlength=size)
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
 
 

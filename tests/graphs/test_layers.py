@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch_geometric.utils import to_torch_sparse_tensor
 from natgrad_apps import KFAC, Exact, Fisher, NaturalGradient, Periodic, Preconditioner
 from natgrad_apps.errors import ConfigError, ShapeError, UnsupportedLayerError
 from natgrad_apps.graphs import coverage, describe, factorization
+from natgrad_apps.graphs.convolutions import FixedGCNConv
 from natgrad_apps.likelihoods import Gaussian
 from tests._dense import gaussian_root
 from tests._feed import dense
@@ -179,3 +181,30 @@ def test_report() -> None:
     }
     sage = Wrapped(SAGEConv(4, 3))
     assert {r.treatment for r in coverage(sage, fed(sage, small_graph()))} == {"Exact, aggregated"}
+
+
+@pytest.mark.parametrize("kind", ["aggregated", "pre_aggregation"])
+def test_the_convolution_of_one_graph_is_the_convolution(kind: str) -> None:
+    """Output, gradients and blocks of `FixedGCNConv` are those of `GCNConv`, at the first call and at later ones, and after copying."""
+    x, edges = torch.randn(5, 4), small_graph()
+    convs = [GCNConv(4, 3), FixedGCNConv(4, 3, cached=True)]
+    convs[1].load_state_dict(convs[0].state_dict())
+    convs[1](x, edges)
+    convs.append(copy.deepcopy(convs[1]))
+    found = []
+    for conv in convs:
+        model = Wrapped(conv)
+        outputs = model(x, edges)
+        (outputs.square().sum()).backward()
+        with factorization(kind):
+            preconditioner = fed(model, edges, strict=True, x=x)
+        assert list(preconditioner.blocks) == (["last"] if kind == "aggregated" else ["last.lin", "last.bias"])
+        blocks = [dense(preconditioner, name) for name in preconditioner.blocks]
+        found.append([outputs.detach(), *(p.grad for p in model.parameters() if p.grad is not None), *blocks])
+    for other in found[1:]:
+        for value, expected in zip(other, found[0], strict=True):
+            # float64, sums of fewer than 20 terms
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-13)
+    convs[1].reset_parameters()
+    two_nodes = torch.tensor([[0, 1], [1, 0]])
+    torch.testing.assert_close(convs[1](x[:2], two_nodes), dense_adjacency(two_nodes, 2) @ x[:2] @ convs[1].lin.weight.mT)

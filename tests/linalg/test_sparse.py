@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import Tensor
@@ -81,3 +84,14 @@ def test_anything_else_is_refused() -> None:
         torch.relu(sparse)
     with pytest.raises(TypeError, match="two sparse matrices"):
         torch.mm(sparse, sparse.t())
+
+
+def test_triplets_copies_and_pickles() -> None:
+    """Double places count twice in products; a copy is the matrix itself, which is constant."""
+    row, column, value = torch.tensor([1, 0, 1, 1]), torch.tensor([2, 0, 1, 2]), torch.randn(4)
+    made = SparseMatrix.from_triplets(row, column, value, (2, 3))
+    expected = torch.zeros(2, 3).index_put_((row, column), value, accumulate=True)
+    vectors = torch.randn(3, 2)
+    torch.testing.assert_close(torch.mm(made, vectors), expected @ vectors, rtol=1e-12, atol=1e-13)
+    assert copy.deepcopy(made) is made
+    assert torch.equal(torch.mm(pickle.loads(pickle.dumps(made)), vectors), torch.mm(made, vectors))
