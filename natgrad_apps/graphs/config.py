@@ -162,6 +162,7 @@ class TrainConfig:
         patience: Epochs without a better validation loss after which a run ends; 0 never ends it.
         select: Whether the epoch reported is that of the lowest validation loss, the highest validation accuracy (the first such one), or
             the last one.
+        average: Weight of the old value in a running average of the weights, which is then what is evaluated and reported; 0 for none.
         target: Validation accuracy whose first epoch is reported.
         checkpoint_every: Epochs between two checkpoints.
         seed: Seed of weights, dropout, sampled labels and random splits.
@@ -178,6 +179,7 @@ class TrainConfig:
     epochs: Positive = 200
     patience: NonNegative = 0
     select: Literal["loss", "accuracy", "last"] = "loss"
+    average: Share = 0.0
     target: Share = 0.78
     checkpoint_every: Positive = 100
     seed: Seed = 0
@@ -207,6 +209,7 @@ class CompareConfig(TrainConfig):
         patience: Epochs without a better validation loss after which a run ends; 0 never ends it.
         select: Whether the epoch reported is that of the lowest validation loss, the highest validation accuracy (the first such one), or
             the last one.
+        average: Weight of the old value in a running average of the weights, which is then what is evaluated and reported; 0 for none.
         target: Validation accuracy whose first epoch is reported.
         checkpoint_every: Epochs between two checkpoints.
         seed: Seed of weights, dropout, sampled labels and random splits.

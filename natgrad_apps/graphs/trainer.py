@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.graphs.averaging import WeightAverage
 from natgrad_apps.graphs.config import OptimizerConfig, TrainConfig
 from natgrad_apps.graphs.counting import Counter
 from natgrad_apps.graphs.data import GraphData
@@ -97,6 +98,7 @@ class Trainer:
     def __init__(self, config: TrainConfig, data: GraphData, split: Split, device: torch.device) -> None:
         self.config, self.data, self.split, self.device = config, data.to(device), split, device
         self.model = build_model(config.model.options(), data.x.shape[1], data.classes).to(device)
+        self.average = WeightAverage(self.model, config.average)
         self._check_model()
         self.optimizer = build_optimizer(self.model, config.optimizer, config.seed)
         self.progress, self.best = Progress(), Best()
@@ -142,13 +144,15 @@ class Trainer:
         loss = counted.loss(logits)
         loss.backward()
         self.optimizer.step()
+        self.average.update()
         return loss.detach()
 
     @torch.no_grad()
     def predict(self) -> Tensor:
-        """Logits ``[N, C]`` without dropout."""
+        """Logits ``[N, C]`` without dropout, with the averaged weights if there are any."""
         self.model.eval()
-        return check_logits(self.model(self.data.x, self.data.edge_index), self.data.nodes, self.data.classes)
+        with self.average.shown():
+            return check_logits(self.model(self.data.x, self.data.edge_index), self.data.nodes, self.data.classes)
 
     def evaluate(self) -> tuple[Measures, Measures | None, Measures | None]:
         """Measures of the training, validation and test nodes."""
@@ -159,6 +163,7 @@ class Trainer:
     def load_best(self) -> None:
         """Give the model the weights of the epoch that is reported."""
         if self.best.model:
+            self.average.drop()
             self.model.load_state_dict(self.best.model)
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,6 +171,7 @@ class Trainer:
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
             "best": self.best.model,
             "progress": asdict(self.progress),
             "random": torch.get_rng_state(),
@@ -178,6 +184,7 @@ class Trainer:
         """Restore `state_dict`, the global generators included."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.average.load_state_dict(state["average"])
         self.best.model, self.progress = state["best"], Progress(**state["progress"])
         torch.set_rng_state(state["random"])
         if self.device.type == "cuda" and "random_cuda" in state:
@@ -191,7 +198,8 @@ class Trainer:
             score = -epoch.val.nll if select == "loss" else epoch.val.accuracy
         if score > progress.best_score:
             progress.best_score, progress.best_epoch = score, epoch.epoch
-            self.best.model = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            with self.average.shown():
+                self.best.model = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
         if epoch.val is None:
             return
         if progress.first_hit is None and epoch.val.accuracy >= self.config.target:
