@@ -42,30 +42,35 @@ class Weights:
 
     @contextlib.contextmanager
     def hold(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        """Put values into the model; on leaving, whatever happens inside, put back what it held. May be nested.
+        """Put values into the model; on leaving, whatever happens inside, put back what it held, bit by bit. May be nested.
 
-        The copies are seen by autograd: a backward pass through a forward pass that was made inside, but started after leaving, raises
-        torch's error on tensors modified in place rather than give gradients at the wrong weights.
+        On the CPU, parameters exchange their memory with the values, which is no copy. Autograd sees the exchange: a backward pass through
+        a forward pass that was made inside, but started after leaving, raises torch's error on tensors modified in place rather than give
+        gradients at the wrong weights.
 
         Args:
-            values: By name of the parameter.
+            values: By name of the parameter, in its shape and dtype; what is done to the parameters inside is done to them.
         """
-        before = {name: p.detach().clone() for name, p in self.live.items()}
+        before = {name: p.data if p.device.type == "cpu" else p.detach().clone() for name, p in self.live.items()}
         outermost = self._mean is None
         if outermost:
             self._mean = before
         try:
-            self._copy(values)
+            self._put(values)
             yield
         finally:
-            self._copy(before)
+            self._put(before)
             if outermost:
                 self._mean = None
 
     @torch.no_grad()
-    def _copy(self, values: Mapping[str, Tensor]) -> None:
+    def _put(self, values: Mapping[str, Tensor]) -> None:
         for name, p in self.live.items():
-            p.copy_(values[name])
+            if p.device.type == "cpu":
+                p.data = values[name]
+                torch.autograd.graph.increment_version(p)
+            else:  # addresses stay, for recorded graphs of kernels and the packed weights of recurrent layers; a copy costs little
+                p.copy_(values[name])
         torch.clear_autocast_cache()  # it keeps low-precision copies of parameters, by identity, until the outermost region ends
 
 

@@ -41,6 +41,10 @@ class DiagonalNormal(Normal):
         """``z / sqrt(precision)``."""
         return z * self._std
 
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """As in `Normal`, without a second tensor."""
+        return torch.empty_like(self._std).normal_(generator=generator).mul_(self._std)
+
     def multiply_precision(self, v: Tensor) -> Tensor:
         """``precision v``."""
         return v * self.precision
@@ -52,6 +56,10 @@ class DiagonalNormal(Normal):
     def variances(self) -> Tensor:
         """``1 / precision``."""
         return self.precision.reciprocal()
+
+    def trace(self) -> Tensor:
+        """``sum 1 / precision``."""
+        return torch.linalg.vector_norm(self._std).square()
 
     def logdet_precision(self) -> Tensor:
         """``sum log precision``."""
