@@ -198,8 +198,8 @@ def _layer(uses: _Uses, weight: nn.Parameter | None, bias: nn.Parameter | None) 
         name=(name or type(module).__name__) + suffix,
         kind=type(adapter).__name__.removesuffix("Adapter").lower(),
         lead=geometry.lead,
-        d_out=geometry.d_out,
-        d_in=(geometry.d_in if weight is not None else 0) + (bias is not None),
+        d_out=int(geometry.d_out),  # sizes may be numbers of numpy, which checkpoints refuse
+        d_in=int(geometry.d_in if weight is not None else 0) + (bias is not None),
         dtype=statistics_dtype(reference),
         device=reference.device,
     )

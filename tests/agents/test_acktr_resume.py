@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from natgrad_apps.agents import ACKTR, random_state
 from natgrad_apps.errors import ConfigError
-from tests.agents._environments import continuous, discrete
+from tests.agents._environments import Chain, continuous, discrete, vectorized
 
 OPTIONS: dict[str, Any] = {"momentum": 0.9, "refresh": {"name": "periodic", "statistics_period": 2, "inverse_period": 3}}
 SMALL: dict[str, Any] = {"n_steps": 8, "device": "cpu", "policy_kwargs": {"net_arch": [8]}, "natural_gradient": OPTIONS}
@@ -79,6 +79,13 @@ def test_curvature_is_restored_without_pickled_objects(tmp_path: Path) -> None:
             assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert again.natural_gradient == model.natural_gradient
     assert again._value_variance == model._value_variance
+
+
+def test_sizes_of_numpy_leave_no_pickled_objects(tmp_path: Path) -> None:
+    """SB3 sums the ``nvec`` of MultiDiscrete into the width of the last layer, a number of numpy."""
+    ACKTR("MlpPolicy", vectorized(lambda: Chain(spaces.MultiDiscrete([3, 2]))), seed=0, **SMALL).learn(16).save(tmp_path / "agent.zip")
+    with zipfile.ZipFile(tmp_path / "agent.zip") as archive:
+        assert torch.load(io.BytesIO(archive.read("policy.optimizer.pth")), weights_only=True)
 
 
 def test_loading_for_prediction_needs_no_environment(tmp_path: Path) -> None:
