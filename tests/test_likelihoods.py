@@ -265,6 +265,12 @@ def test_excluded_classes_give_finite_results() -> None:
     for values in (likelihood.sampled_score()[0], *columns, likelihood.kl(likelihood.detach())):
         assert values.isfinite().all()
     assert Categorical(torch.zeros(2, 3)).kl(likelihood).isinf().all()
+    moved = torch.tensor([[0.5, -math.inf, 1.0], [0.0, 0.1, -math.inf]])
+    legal = torch.tensor([[0.3, 1.0], [0.0, 0.0]]), torch.tensor([[0.2, 0.0], [0.0, 0.1]])
+    # the change of an excluded logit is NaN and does not count; float32, sums of two terms
+    torch.testing.assert_close(
+        likelihood.output_quadratic((moved - logits.detach(),)), Categorical(legal[0]).output_quadratic((legal[1],)), rtol=1e-5, atol=1e-8
+    )
 
 
 def test_extreme_logits_give_finite_scores_and_columns() -> None:

@@ -111,9 +111,10 @@ class Categorical(Likelihood):
         return discrete_kl(self._log_p, other._log_p).sum(-1)
 
     def output_quadratic(self, delta: tuple[Tensor, ...]) -> Tensor:
-        """The variance of the change under p, which is ``delta^T (diag(p) - p p^T) delta``."""
+        """The variance of the change under p, which is ``delta^T (diag(p) - p p^T) delta``; logits of impossible classes do not count."""
         (d,) = check_delta(self, delta)
         p = self._log_p.exp()
+        d = torch.where(p > 0, d, torch.zeros_like(d))  # the change of a logit of -inf is no number
         centered = d - (p * d).sum(-1, keepdim=True)
         return (p * centered.square()).sum(-1)
 
