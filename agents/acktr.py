@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import warnings
 from collections.abc import Iterable, Mapping
 from io import BufferedIOBase
 from pathlib import Path
@@ -13,15 +14,20 @@ from typing import Any, ClassVar, NoReturn, TypeVar
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
+from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, GymEnv, MaybeCallback, RolloutBufferSamples
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
 
 from natgrad_apps.agents import random_state
 from natgrad_apps.agents.backtracking import Backtracking, adapted_rate, shorten
+from natgrad_apps.agents.collecting import Batch, collect
+from natgrad_apps.agents.context import EMPTY, Array, Context, ContextualPolicy, State, given
 from natgrad_apps.agents.diagnostics import (
     Losses,
     Spectrum,
@@ -33,6 +39,7 @@ from natgrad_apps.agents.diagnostics import (
     warn_skipped,
 )
 from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
+from natgrad_apps.agents.masking import METHOD, MaskableCnnPolicy, MaskableMlpPolicy, MaskableMultiInputPolicy, MaskedPolicy
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
@@ -76,7 +83,8 @@ class ACKTR(OnPolicyAlgorithm):
     approximation, NeurIPS 2017, arXiv 1708.05144.
 
     Args:
-        policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (with `ACKTRCnn`), ``"MultiInputPolicy"``, or an SB3 actor-critic policy class.
+        policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (with `ACKTRCnn`), ``"MultiInputPolicy"``, the same with ``Maskable`` before it for
+            environments that say which actions are legal, or an SB3 actor-critic policy class.
         env: An environment, a vectorized environment, or the name of a registered one. Actions: Discrete, Box, MultiDiscrete,
             MultiBinary.
         natural_gradient: `NaturalGradientOptions`, a mapping of some of its fields, or None for the defaults.
@@ -95,6 +103,9 @@ class ACKTR(OnPolicyAlgorithm):
         "MlpPolicy": ActorCriticPolicy,
         "CnnPolicy": ACKTRCnnPolicy,
         "MultiInputPolicy": MultiInputActorCriticPolicy,
+        "MaskableMlpPolicy": MaskableMlpPolicy,
+        "MaskableCnnPolicy": MaskableCnnPolicy,
+        "MaskableMultiInputPolicy": MaskableMultiInputPolicy,
     }
 
     def __init__(
@@ -113,6 +124,8 @@ class ACKTR(OnPolicyAlgorithm):
         self.normalize_advantage = bool(given.pop("normalize_advantage"))
         self._value_variance: float | None = None
         self._random_state: dict[str, Any] | None = None
+        self._context: Context | None = None
+        self._states: Array | None = None
         self._log_interval: int | None = 1
         self._updates_at_start = 0
         self.spectrum = Spectrum()
@@ -140,6 +153,7 @@ class ACKTR(OnPolicyAlgorithm):
             )
         _check_action_space(self.action_space)
         super()._setup_model()
+        _check_masks(self.policy, self.env)
         self.natural_gradient = NaturalGradientOptions.of(self.natural_gradient)  # `load` puts a user's mapping here
         if self.natural_gradient.value_normalization is not None:
             normalize_value(self.policy)
@@ -152,15 +166,26 @@ class ACKTR(OnPolicyAlgorithm):
         assert isinstance(optimizer, NaturalGradient)
         return optimizer
 
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """As in SB3; policies that read masks or have a memory collect with both."""
+        if not isinstance(self.policy, ContextualPolicy):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        self._context = collect(self, env, callback, rollout_buffer, n_rollout_steps)
+        return self._context is not None
+
     def train(self) -> None:
         """One natural-gradient update on the current rollout."""
+        with given(self.policy, self._context or EMPTY):
+            self._update()
+
+    def _update(self) -> None:
         policy, optimizer = self.policy, self.optimizer
         policy.set_training_mode(True)
         self._update_learning_rate(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= self._rate_factor
         scale, value_weight = self._critic_scale()
-        (batch,) = self.rollout_buffer.get(batch_size=None)
+        batch = self._batch()
         actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
 
         with optimizer.capture():
@@ -208,6 +233,34 @@ class ACKTR(OnPolicyAlgorithm):
             numbers |= self.spectrum.at(self._n_updates, optimizer)
         record(self.logger, numbers, self.rollout_buffer, self._n_updates)
 
+    def _batch(self) -> RolloutBufferSamples | DictRolloutBufferSamples | Batch:
+        """The rollout; in the order of time if the policy reads a context, which is in that order."""
+        if isinstance(self.policy, ContextualPolicy):
+            return Batch.in_order(self.rollout_buffer)
+        (samples,) = self.rollout_buffer.get(batch_size=None)
+        return samples
+
+    def predict(
+        self,
+        observation: Array | dict[str, Array],
+        state: State | None = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+        action_masks: object = None,
+    ) -> tuple[Array, State | None]:
+        """As in SB3; policies that choose among legal actions need `action_masks`, ``[N, choices]``.
+
+        Raises:
+            ConfigError: Masks are missing, or do not fit the policy.
+        """
+        if isinstance(self.policy, ContextualPolicy):
+            return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+        if action_masks is not None:
+            raise ConfigError(
+                f"action_masks were given to {type(self.policy).__name__}, which reads none; use 'MaskableMlpPolicy' or its like"
+            )
+        return super().predict(observation, state, episode_start, deterministic)
+
     def distribute(self, group: Any = None) -> Ranks:
         """From now on, learn together with the other processes of a group, as under ``torchrun``.
 
@@ -228,6 +281,21 @@ class ACKTR(OnPolicyAlgorithm):
     def ranks(self) -> Ranks | None:
         """The processes that learn together; None for this one alone."""
         return self.optimizer.preconditioner.ranks
+
+    def states_for(self, count: int) -> Tensor | None:
+        """The policy's memory, an empty one if it is of another number of environments; None if it has none."""
+        policy = self.policy
+        empty = policy.initial_states(count) if isinstance(policy, ContextualPolicy) else None
+        if empty is None or self._states is None or self._states.shape != empty.shape:
+            return empty
+        return torch.as_tensor(self._states, device=self.device)
+
+    def keep_states(self, states: Tensor | None) -> None:
+        """Carry the memory to the next rollout; part of checkpoints."""
+        self._states = None if states is None else states.cpu().numpy()
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_context"]
 
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and unbiased standard deviation over the batch of all ranks."""
@@ -328,6 +396,21 @@ def _check_action_space(space: spaces.Space[Any]) -> None:
     choices = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.flatten() if isinstance(space, spaces.MultiDiscrete) else [2]
     if max(choices) < 2:
         raise ConfigError(f"the action space {space} has a single action, so there is no policy to learn")
+
+
+def _check_masks(policy: ActorCriticPolicy, env: VecEnv | None) -> None:
+    """Raise if a policy asks for masks that the environment does not offer, warn if it ignores those that are offered."""
+    if env is None:
+        return
+    if isinstance(policy, MaskedPolicy):
+        policy.require_masks(env)
+    elif env.has_attr(METHOD):
+        warnings.warn(
+            f"the environment says by {METHOD}() which actions are legal, but {type(policy).__name__} does not ask; use "
+            "'MaskableMlpPolicy' or its like",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _reject(name: str) -> NoReturn:

@@ -117,7 +117,8 @@ class AgentConfig:
     """The learner; names and meanings are SB3's.
 
     Attributes:
-        policy: Network for vectors, for pixels, or for dictionaries of observations.
+        policy: Network for vectors, for pixels, or for dictionaries of observations; Maskable ones choose among the actions that the
+            environment's action_masks() says are legal.
         learning_rate: Largest step, a number, or lin_0.25 to fall from 0.25 to 0 over the run; the trust region usually makes it smaller.
         n_steps: Steps of each environment in one rollout; the batch is n_steps * n_envs.
         gamma: Discount factor.
@@ -130,7 +131,9 @@ class AgentConfig:
         natural_gradient: Curvature, damping, trust region.
     """
 
-    policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy"] = "MlpPolicy"
+    policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy", "MaskableMlpPolicy", "MaskableCnnPolicy", "MaskableMultiInputPolicy"] = (
+        "MlpPolicy"
+    )
     learning_rate: Annotated[float, Range(low=0, open_low=True)] | str = "lin_0.25"
     n_steps: Positive = DEFAULTS["n_steps"]
     gamma: Annotated[float, Range(low=0, high=1, open_low=True)] = DEFAULTS["gamma"]

@@ -1,0 +1,79 @@
+"""The command with policies that read more than observations: interruption, resumption, evaluation."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from natgrad_apps.agents.cli import main
+from tests.runner.test_acktr_resume import SignalAfter, assert_equal_runs
+
+
+class Guarded(gym.Env[Any, Any]):
+    """Ten steps, each with a mask of its own over two dimensions of actions; an illegal action is an error."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+        self.action_space = spaces.MultiDiscrete([3, 2])
+        self.time, self.masks = 0, np.ones(5, bool)
+
+    def action_masks(self) -> np.ndarray[Any, Any]:
+        return self.masks
+
+    def _observe(self) -> Any:
+        self.masks = self.np_random.random(5) < 0.5
+        self.masks[[self.np_random.integers(3), 3 + self.np_random.integers(2)]] = True
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return self._observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if not (self.masks[action[0]] and self.masks[3 + action[1]]):
+            raise AssertionError(f"illegal action {action}")
+        self.time += 1
+        return self._observe(), float(action[0]), False, self.time >= 10, {}
+
+
+gym.register("RunnerTestGuarded-v0", Guarded)
+
+CONFIG = """
+environment: {{id: {environment}, n_envs: 3, normalize_observations: true, vectorization: {vectorization}}}
+agent:
+  policy: {policy}
+  n_steps: 12
+  natural_gradient: {{value_normalization: {{}}, momentum: 0.5, refresh: {{name: periodic, inverse_period: 2}}}}
+total_timesteps: 432
+log_every: 2
+checkpoint_every: 100
+evaluation: {{every_steps: 144, episodes: 2, final_episodes: 2, n_envs: 1}}
+threads: 1
+device: cpu
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "policy", "vectorization"),
+    [("RunnerTestGuarded-v0", "MaskableMlpPolicy", "serial")],
+)
+def test_a_run_in_pieces_equals_the_run_in_one_piece(
+    environment: str, policy: str, vectorization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(environment=environment, policy=policy, vectorization=vectorization))
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole")]) == 0
+    SignalAfter(5, signal.SIGINT).install(monkeypatch)
+    assert main(["train", "--config", str(config), "--out", str(tmp_path / "parts")]) == 130
+    assert main(["train", "--resume", str(tmp_path / "parts")]) == 0
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    assert main(["evaluate", str(tmp_path / "parts"), "--episodes", "2"]) == 0
+    assert len(json.loads((tmp_path / "parts" / "evaluation.json").read_text())["evaluation"]["returns"]) == 2
