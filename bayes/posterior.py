@@ -9,7 +9,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from natgrad_apps.bayes.distributions import Normal, normal_from_state, normal_to_state
+from natgrad_apps.bayes.distributions import DiagonalNormal, Normal, normal_from_state, normal_to_state
+from natgrad_apps.bayes.distributions.products import trace_of_product
 from natgrad_apps.errors import ConfigError
 
 K = TypeVar("K", bound=Hashable)
@@ -149,17 +150,46 @@ class Posterior:
                     terms[owner[name]].append(_wide(variance.sum(dtype=torch.promote_types(variance.dtype, torch.float32))))
         return {key: torch.stack(found).sum() for key, found in terms.items()}
 
+    def counterpart(self, part: Part) -> Normal:
+        """This distribution over the parameters of a part of another posterior, in the layout of that part.
+
+        Args:
+            part: Of a posterior over the same parameters.
+
+        Raises:
+            ConfigError: Correlated weights are grouped in another way there.
+        """
+        for own in self.parts.values():
+            if own.parameters == part.parameters and own.normal.shape == part.normal.shape:
+                return own.normal
+        precisions: dict[str, Tensor] = {}
+        for own in self.parts.values():
+            if isinstance(own.normal, DiagonalNormal):
+                precisions.update(own.scatter(own.normal.precision))
+        if not set(part.parameters) <= set(precisions):
+            raise ConfigError(f"the two posteriors group the correlated weights {list(part.parameters)} in other ways; use the same method")
+        return DiagonalNormal(part.gather(precisions))
+
     @torch.no_grad()
-    def kl(self, prior: PrecisionOf) -> Tensor:
+    def kl(self, prior: PrecisionOf | Posterior) -> Tensor:
         r"""``KL(q || prior)`` in nats, 0-d.
 
         For ``q = N(mu, P^-1)`` and the prior ``N(0, diag(1/p))``, with ``n_g`` parameters of precision ``p_g``::
 
             KL = 1/2 [sum_g (p_g E_q |w_g|^2 - n_g - n_g log p_g) + log det P]
 
+        and for another posterior ``N(mu_0, P_0^-1)``, part by part::
+
+            KL = 1/2 [tr(P_0 Sigma) + (mu - mu_0)^T P_0 (mu - mu_0) - n + log det P - log det P_0]
+
         Args:
-            prior: Precisions by parameter; those that are one tensor make one group.
+            prior: Precisions by parameter; those that are one tensor make one group. Or another posterior.
+
+        Raises:
+            ConfigError: See `counterpart` and `natgrad_apps.bayes.distributions.products.trace_of_product`.
         """
+        if isinstance(prior, Posterior):
+            return self._kl_to(prior)
         groups: dict[int, list[str]] = {}
         precisions: dict[int, Tensor] = {}
         for name in self.mean:
@@ -172,6 +202,17 @@ class Posterior:
             precision = precisions[key].to(moments[key])
             terms.append(precision * moments[key] - sum(mean[name].numel() for name in names) * (1 + precision.log()))
         return torch.stack(terms).sum() / 2
+
+    def _kl_to(self, other: Posterior) -> Tensor:
+        mean, center = self.mean, other.mean
+        terms = []
+        for part in self.parts.values():
+            own, prior = part.normal, other.counterpart(part)
+            deviation = part.gather({name: mean[name] - center[name] for name in part.parameters})
+            quadratic = (deviation * prior.multiply_precision(deviation)).sum()
+            terms += [_wide(trace_of_product(prior, own)) + _wide(quadratic) - own.size]
+            terms += [_wide(own.logdet_precision()) - _wide(prior.logdet_precision())]
+        return _total(terms) / 2
 
     @torch.no_grad()
     def multiply_precision(self, values: Values) -> dict[str, Tensor]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from natgrad_apps.bayes.posterior import Part, Posterior
 from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
 
 
@@ -56,7 +58,71 @@ class Prior:
         return self.precision[max(fitting, key=len)]
 
 
-class LayerPrior:
+class WeightPrior(ABC):
+    """What methods ask of a prior.
+
+    Attributes:
+        precision: Precisions by layer, where a layer has one.
+        groups: Names of the parameters that share one, by the same names.
+    """
+
+    share: ClassVar[float] = 1.0
+    """Share of `common` that a method itself puts into the posterior of a layer; `join` brings the rest."""
+    joins: ClassVar[bool] = False
+    """Whether `join` does anything."""
+
+    def __init__(self) -> None:
+        self.precision: dict[str, Tensor] = {}
+        self.groups: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def learns(self) -> bool:
+        """Whether `learn` does anything."""
+        return False
+
+    def learn(self, moments: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
+        """Learn from ``E_q |w|^2`` of each of `groups` and the number of entries of each parameter."""
+        del moments, sizes
+
+    @abstractmethod
+    def of(self, parameter: str) -> Tensor:
+        """Precision of a parameter's independent weights: 0-d, or in its shape."""
+
+    @abstractmethod
+    def common(self, parameters: Sequence[str], owner: str) -> Tensor:
+        """One precision for some parameters, 0-d."""
+
+    def matrix(self, parameters: Sequence[str]) -> Tensor | None:
+        """Precision matrix over these parameters in one vector; None if all weights are independent."""
+        del parameters
+        return None
+
+    def deviation(self, mean: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Deviation of values from the mean of the prior, by parameter."""
+        return mean
+
+    @abstractmethod
+    def add_gradient(self, gradients: Mapping[str, Tensor], mean: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+        """``g + scale P_0 (mu - mu_0)`` by parameter."""
+
+    def join(self, part: Part) -> Part:
+        """A part with the posterior's precision, from one with that of the likelihood and of `share`."""
+        return part
+
+    @abstractmethod
+    def divergence(self, posterior: Posterior) -> Tensor:
+        """``KL(posterior || self)`` in nats, 0-d."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """What may change."""
+
+    @abstractmethod
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """Restore `state_dict`."""
+
+
+class LayerPrior(WeightPrior):
     """The prior of a model as it is now.
 
     Args:
@@ -74,9 +140,8 @@ class LayerPrior:
     """
 
     def __init__(self, spec: Prior, layers: Mapping[str, Sequence[str]], like: Tensor) -> None:
+        super().__init__()
         self.spec = spec
-        self.precision: dict[str, Tensor] = {}
-        self.groups: dict[str, tuple[str, ...]] = {}
         parameters = [p for members in layers.values() for p in members]
         if isinstance(spec.precision, Mapping):
             for name in spec.precision:
@@ -88,6 +153,8 @@ class LayerPrior:
             for name, group in {layer: tuple(members)}.items() if whole else {p: (p,) for p in members}.items():
                 self.groups[name] = group
                 self.precision[name] = torch.tensor(spec.of(group[0]), dtype=wide, device=like.device)
+        if not spec.learn:
+            self.precision = _one_for_each_value(self.precision)
         self._group = {p: name for name, members in self.groups.items() for p in members}
 
     def of(self, parameter: str) -> Tensor:
@@ -107,6 +174,19 @@ class LayerPrior:
                 "give them one, or use a diagonal, low-rank or full posterior"
             )
         return self.precision[groups.pop()]
+
+    def add_gradient(self, gradients: Mapping[str, Tensor], mean: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+        """``g + scale p mu`` by parameter."""
+        return {name: torch.addcmul(g, mean[name], (self.of(name) * scale).to(g.dtype)) for name, g in gradients.items()}
+
+    def divergence(self, posterior: Posterior) -> Tensor:
+        """See `Posterior.kl`."""
+        return posterior.kl(self)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the precisions are learned."""
+        return self.spec.learn
 
     @torch.no_grad()
     def learn(self, moments: Mapping[str, Tensor], sizes: Mapping[str, int]) -> None:
@@ -135,7 +215,14 @@ class LayerPrior:
         """
         if set(saved) != set(self.precision):
             raise ConfigError(f"the saved prior is of layers {sorted(saved)}, this model has {sorted(self.precision)}")
-        self.precision = {name: saved[name].to(value, copy=True) for name, value in self.precision.items()}
+        values = {name: saved[name].to(value, copy=True) for name, value in self.precision.items()}
+        self.precision = values if self.spec.learn else _one_for_each_value(values)
+
+
+def _one_for_each_value(precisions: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Equal values as one tensor: what is summed over the weights of a precision is then one sum."""
+    kept: dict[float, Tensor] = {}
+    return {name: kept.setdefault(float(value), value) for name, value in precisions.items()}
 
 
 def layers_of(parameters: Mapping[str, Sequence[nn.Parameter]], names: Mapping[nn.Parameter, str]) -> dict[str, list[str]]:

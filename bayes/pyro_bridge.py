@@ -178,7 +178,12 @@ def pyro_model(vi: Variational) -> Callable[..., Tensor]:
 
     Args:
         vi: What was fitted.
+
+    Raises:
+        ConfigError: The prior is the posterior of an earlier training, which is not translated.
     """
+    if vi.prior.joins:
+        raise ConfigError("pyro_model() needs an isotropic prior, this one is the posterior of an earlier training")
 
     def model(x: Any, y: Tensor | None = None) -> Tensor:
         values: dict[str, Tensor] = {}
