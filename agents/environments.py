@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 
 from natgrad_apps.agents.config import EnvironmentConfig
 from natgrad_apps.agents.environment_state import Resumable
+from natgrad_apps.agents.faults import Faults, Guarded
 from natgrad_apps.errors import ConfigError
 
 INSTALL = 'pip install "natgrad-apps[rl]"'
@@ -50,7 +51,7 @@ class EnvironmentFactory:
                     "use a NoFrameskip-v4 id, or environment.kwargs {frameskip: 1}"
                 )
             env = AtariWrapper(env)
-        return Resumable(env)
+        return Resumable(Guarded(env))
 
 
 def make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
@@ -155,7 +156,7 @@ def _vectorize(config: EnvironmentConfig, n_envs: int, seed: int) -> VecEnv:
     factories: list[Callable[[], gym.Env[Any, Any]]] = [EnvironmentFactory(config)] * n_envs
     venv: VecEnv = SubprocVecEnv(factories) if config.vectorization == "subprocess" else DummyVecEnv(factories)
     venv.seed(seed)
-    return venv
+    return Faults(venv, config.id)
 
 
 def _stack(config: EnvironmentConfig, venv: VecEnv) -> VecEnv:

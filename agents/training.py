@@ -172,7 +172,7 @@ class _Session:
         view = ProgressView(title, config.total_timesteps, self.agent.num_timesteps, self.folder.log)
         with ExitStack() as stack:
             flag = stack.enter_context(InterruptFlag())
-            stack.enter_context(failures_to(self.folder, self._resume_command(), _explain))
+            stack.enter_context(failures_to(self.folder, self._resume_command()))
             stack.enter_context(view)
             stack.enter_context(warnings_to(view))
             view.say(f"{title}: {config.total_timesteps:,} steps, batch {config.batch_size}, seed {config.seed}, {self.agent.device}")
@@ -275,7 +275,7 @@ class _Session:
     def _finish(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> None:
         self.folder.write_results(self._results(result, best))
         try:
-            with failures_to(self.folder, self._resume_command(), _explain):
+            with failures_to(self.folder, self._resume_command()):
                 picture = str(plot_runs([self.folder.path], self.folder.figures / "learning_curve.png"))
         except NothingToDrawError:
             picture = "none, because no episode ended during training"
@@ -306,9 +306,3 @@ class _Session:
             "source": provenance.git_commit(Path(natgrad_apps.__file__)),
             "machine": provenance.machine(self.agent.device),
         }
-
-
-def _explain(error: Exception) -> str | None:
-    """What a broken pipe means here."""
-    dead = isinstance(error, (EOFError, ConnectionError))
-    return "the process of an environment died; what it printed says why" if dead else None

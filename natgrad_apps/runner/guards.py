@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -16,13 +16,12 @@ from natgrad_apps.runner.progress import ProgressView
 
 
 @contextmanager
-def failures_to(folder: RunFolder, resume: str, explain: Callable[[Exception], str | None] = lambda error: None) -> Iterator[None]:
+def failures_to(folder: RunFolder, resume: str) -> Iterator[None]:
     """Write the traceback of a failure to the log, and pass on one line.
 
     Args:
         folder: Of the run.
         resume: The command that continues the run; told if there is a checkpoint.
-        explain: What to say in place of an error's own text; None keeps it.
 
     Raises:
         RunFailedError: In place of any error that is no bad input and no interruption.
@@ -33,7 +32,7 @@ def failures_to(folder: RunFolder, resume: str, explain: Callable[[Exception], s
         raise
     except Exception as error:
         folder.log(traceback.format_exc())
-        what = explain(error) or " ".join(str(error).split()) or "no message"
+        what = " ".join(str(error).split()) or "no message"
         hint = f"; to go on: {resume}" if folder.checkpoints.steps() else ""
         raise RunFailedError(f"{type(error).__name__}: {what}; the traceback is in {folder.path / 'log.txt'}{hint}") from error
 
