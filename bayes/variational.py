@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
 from natgrad_apps.bayes.partial import Partial, Points
 from natgrad_apps.bayes.posterior import Posterior
-from natgrad_apps.bayes.prior import LayerPrior, Prior, layers_of
+from natgrad_apps.bayes.previous import PreviousPosterior
+from natgrad_apps.bayes.prior import LayerPrior, Prior, WeightPrior, layers_of
 from natgrad_apps.bayes.tasks import Classification, Regression
 from natgrad_apps.bayes.warm_up import WarmUp
 from natgrad_apps.bayes.weights import Weights, buffers_kept
@@ -71,7 +72,7 @@ class Variational:
         method: Such as `NoisyKFAC`.
         task: `Regression` or `Classification`; it computes the loss, so there is no reduction to get wrong.
         num_data: Number of likelihood terms (rows, for one term a row) of the whole training set, or a `DataSize`.
-        prior: Of the weights.
+        prior: Of the weights: isotropic by layer, or the posterior of an earlier training (copied), whose family must go with the method.
         temperature: Weight of the KL divergence, 1 is Bayes; or a `WarmUp` to it.
         num_samples: Weight samples a step.
         seed: Of all randomness in here. The global generators are never touched (but a model's own dropout uses them).
@@ -93,7 +94,7 @@ class Variational:
         method: Method,
         task: Regression | Classification,
         num_data: int | DataSize,
-        prior: Prior | None = None,
+        prior: Prior | Posterior | None = None,
         temperature: float | WarmUp = 1.0,
         num_samples: int = 1,
         seed: int = 0,
@@ -119,7 +120,12 @@ class Variational:
         like = next(iter(self._weights.live.values()))
         found = discover(model)
         groups = {layer.spec.name: layer.parameters for layer in found.layers} | {name: (p,) for name, p in found.uncovered}
-        self.prior = LayerPrior(prior if prior is not None else Prior(), layers_of(groups, self._weights.names), like)
+        self.prior: WeightPrior
+        if isinstance(prior, Posterior):
+            self.prior = PreviousPosterior(prior, like)
+            self.prior.check(list(self._weights.live))
+        else:
+            self.prior = LayerPrior(prior if prior is not None else Prior(), layers_of(groups, self._weights.names), like)
         self.task = task.start(like)
         first = self._warm_up.at(0)
         self._problem = Problem(model, self._weights, self.task, self.prior, self.num_data, size.rows, first, seed)
@@ -173,17 +179,15 @@ class Variational:
 
     def _step(self, batch: Batch) -> StepInfo:
         temperature = self._problem.temperature = self._warm_up.at(self.steps)
-        kl = self.posterior.kl(self.prior)
+        kl = self.prior.divergence(self.posterior)
         outcomes: list[Outcome] = []
         before = self._generator.get_state()
         try:
             noise: dict[str, Tensor] = {}
             for k in range(self.num_samples):
-                mirrored = k % 2 == 1
-                noise = {n: -v for n, v in noise.items()} if mirrored else self.posterior.noise(self._generator)
-                mean = self._weights.mean
-                with self._weights.hold({n: mean[n] + v for n, v in noise.items()}), torch.enable_grad():
-                    outcomes.append(self._learner.gather(batch, noise))
+                noise = {n: v.neg_() for n, v in noise.items()} if k % 2 else self.posterior.noise(self._generator)
+                with self._weights.hold(self._at(noise, last=k + 1 == self.num_samples)), torch.enable_grad():
+                    outcomes.append(self._learner.gather(batch))
                     if self._points is not None:
                         self._points.gather(self._learner, batch)
         except BaseException:
@@ -193,11 +197,16 @@ class Variational:
         taken = self._take_step()
         if taken:
             self.task.learn(torch.stack([o.squared_error for o in outcomes]).mean())
-            if self.prior.spec.learn:
+            if self.prior.learns:
                 sizes = {name: p.numel() for name, p in self._weights.live.items()}
                 self.prior.learn(self.posterior.second_moments(self.prior.groups), sizes)
         expected = torch.stack([o.nll for o in outcomes]).to(kl.dtype).mean() * self.num_data
         return StepInfo(expected, kl, expected + kl, expected + temperature * kl, not taken)
+
+    def _at(self, noise: Mapping[str, Tensor], *, last: bool) -> dict[str, Tensor]:
+        """Mean plus noise; the last one takes the noise's memory."""
+        mean = self._weights.mean
+        return {n: v.add_(mean[n]) if last and v.is_contiguous() else mean[n] + v for n, v in noise.items()}
 
     def _take_step(self) -> bool:
         points = self._points

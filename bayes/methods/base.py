@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from natgrad_apps.bayes.posterior import Posterior
-from natgrad_apps.bayes.prior import LayerPrior
+from natgrad_apps.bayes.prior import WeightPrior
 from natgrad_apps.bayes.tasks import Task
 from natgrad_apps.bayes.weights import Weights
 from natgrad_apps.errors import ConfigError, check_positive
@@ -36,7 +36,7 @@ class Problem:
     model: nn.Module
     weights: Weights
     task: Task
-    prior: LayerPrior
+    prior: WeightPrior
     num_data: float
     rows: int
     temperature: float
@@ -103,14 +103,12 @@ class Learner(ABC):
         self.steps = 0
         self._gradients: dict[str, Tensor] = {}
 
-    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
+    def gather(self, batch: Batch) -> Outcome:
         """Forward and backward pass at the weight sample that the model holds.
 
         Args:
             batch: The minibatch.
-            noise: Deviation of the sample from the mean, by parameter.
         """
-        del noise
         outputs = self.forward(batch)
         likelihood, targets = self.judge(outputs, batch)
         nll = -likelihood.log_prob(targets).mean()

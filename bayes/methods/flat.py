@@ -47,6 +47,7 @@ class Flat:
         parts = vector.split(self._sizes)
         return [part.reshape(shape).to(dtype) for part, shape, dtype in zip(parts, self._shapes, self._dtypes, strict=True)]
 
+    @torch.no_grad()
     def gather(self, values: Mapping[str, Tensor]) -> Tensor:
         """`pack` of values by name."""
         return self.pack([values[name] for name in self.names])
@@ -74,6 +75,8 @@ class FlatLearner(Learner):
         super().__init__(problem, lr)
         self.flat = Flat(problem.weights.live)
         self.momentum = Momentum(momentum)
+        self._mean = self.flat.full(0.0)
+        self._intrinsic_of: tuple[list[Tensor | None], float] = ([None] * len(self.flat.names), 0.0)
 
     def begin(self) -> None:
         """Make the posterior, once the averages have their first values."""
@@ -89,22 +92,37 @@ class FlatLearner(Learner):
         self.posterior.replace({"weights": self.normal()})
 
     def mean(self) -> Tensor:
-        """``mu: [n]``."""
-        return self.flat.gather(self.problem.weights.mean)
+        """``mu: [n]``, in memory that the next call takes."""
+        return self._gathered(self.problem.weights.mean)
+
+    def deviation(self) -> Tensor:
+        """``mu - mu_0: [n]`` with the mean of the prior, in the memory of `mean`."""
+        return self._gathered(self.problem.prior.deviation(self.problem.weights.mean))
+
+    def _gathered(self, values: Mapping[str, Tensor]) -> Tensor:
+        return torch.cat([values[name].reshape(-1).to(self.flat.dtype) for name in self.flat.names], out=self._mean)
 
     def intrinsic(self) -> Tensor:
-        """``gamma_in: [n]``."""
+        """``gamma_in: [n]``; made again when a precision or the temperature has changed."""
         prior, live = self.problem.prior, self.problem.weights.live
-        parts = [self.problem.intrinsic(prior.of(n)).to(self.flat.dtype).expand(p.numel()) for n, p in live.items()]
-        return torch.cat(parts)
+        precisions, scale = [prior.of(name) for name in live], self.problem.scale
+        last, last_scale = self._intrinsic_of
+        if scale != last_scale or any(new is not old for new, old in zip(precisions, last, strict=True)):
+            values = [self.problem.intrinsic(value).to(self.flat.dtype) for value in precisions]
+            self._intrinsic = torch.cat([value.reshape(-1).expand(p.numel()) for value, p in zip(values, live.values(), strict=True)])
+            self._intrinsic_of = (precisions, scale)
+        return self._intrinsic
 
-    def move(self, direction: Tensor) -> None:
-        """``mu <- mu - lr direction``."""
-        live = self.problem.weights.live
-        torch._foreach_add_(list(live.values()), self.flat.unpack(direction), alpha=-self.lr)
+    def move(self, numerator: Tensor, denominator: Tensor | None = None, factor: float = 1.0) -> None:
+        """``mu <- mu - lr factor numerator / denominator``."""
+        live, rate = list(self.problem.weights.live.values()), -self.lr * factor
+        if denominator is None:
+            torch._foreach_add_(live, self.flat.unpack(numerator), alpha=rate)
+        else:
+            torch._foreach_addcdiv_(live, self.flat.unpack(numerator), self.flat.unpack(denominator), value=rate)
 
     def average(self, gradient: Tensor) -> Tensor:
-        """Momentum."""
+        """The running average of the gradient ``m``; ``m / momentum.correction`` has no bias."""
         return self.momentum({"weights": gradient})["weights"]
 
     def state_dict(self) -> dict[str, Any]:
@@ -148,9 +166,8 @@ class RowsLearner(FlatLearner):
         self._capture = Capture(list(self._layers.values()))
         self._where = self.flat.slices()
 
-    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
+    def gather(self, batch: Batch) -> Outcome:
         """Gradients of the examples at the weight sample that the model holds."""
-        del noise
         check_examples_independent(self.problem.model)
         task = self.problem.task
         with self._capture.open():

@@ -86,12 +86,14 @@ class FullLearner(RowsLearner):
         self._pending = torch.zeros_like(self.curvature)
         self.begin()
 
-    def _shifted(self, value: Tensor) -> Tensor:
-        return self.curvature + torch.diag(value)
+    def _intrinsic_matrix(self) -> Tensor:
+        """``gamma: [n, n]``."""
+        matrix = self.problem.prior.matrix(self.flat.names)
+        return torch.diag(self.intrinsic()) if matrix is None else self.problem.intrinsic(matrix)
 
     def normal(self) -> Normal:
         """Cholesky factor of ``(F + diag(gamma)) N / lambda``."""
-        [factor] = cholesky_many([self._shifted(self.intrinsic()) / self.problem.scale])
+        [factor] = cholesky_many([(self.curvature + self._intrinsic_matrix()) / self.problem.scale])
         return DenseNormal(factor)
 
     def fold(self, examples: ExampleGradients, share: float) -> None:
@@ -122,10 +124,11 @@ class FullLearner(RowsLearner):
         if not bool((batch.sum() + gradient.sum()).isfinite()):
             return False
         self.steps += 1
-        gamma = self.intrinsic()
+        gamma = self._intrinsic_matrix()
         self.curvature = self.curvature.lerp(batch, 1 - self.method.decay)
-        [factor] = cholesky_many([self._shifted(gamma + self.method.damping)])
-        average = self.average(gradient.addcmul(gamma, self.mean()))
+        damping = torch.diag(self.flat.full(self.method.damping))
+        [factor] = cholesky_many([self.curvature + gamma + damping])
+        average = self.average(gradient.addmv(gamma, self.deviation())) / self.momentum.correction
         self.move(torch.cholesky_solve(average.unsqueeze(-1), factor).squeeze(-1))
         self.follow()
         return True

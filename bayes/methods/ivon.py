@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -84,16 +83,16 @@ class IVONLearner(FlatLearner):
 
     def normal(self) -> Normal:
         """Precision ``(h + gamma) N / lambda``."""
-        return DiagonalNormal((self.hessian + self.intrinsic()) / self.problem.scale)
+        return DiagonalNormal(torch.add(self.hessian, self.intrinsic()).div_(self.problem.scale))
 
-    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
+    def gather(self, batch: Batch) -> Outcome:
         """The gradient, and its product with the noise."""
-        before, self._gradients = self._gradients, {}
-        outcome = super().gather(batch, noise)
+        before, self._gradients = self._gradients.get("weights"), {}
+        outcome = super().gather(batch)
         found = self.flat.gather(self.take())
-        product = found * self.flat.gather(noise)
-        self._products = product if self._products is None else self._products.add_(product)
-        self._gradients = {"weights": before["weights"].add_(found) if "weights" in before else found}
+        noise = self.flat.gather(self.problem.weights.live).sub_(self.mean())
+        self._products = found * noise if self._products is None else self._products.addcmul_(found, noise)
+        self._gradients = {"weights": found if before is None else found.add_(before)}
         return outcome
 
     def discard(self) -> None:
@@ -110,15 +109,16 @@ class IVONLearner(FlatLearner):
         if not bool((products.sum() + gradient.sum()).isfinite()):
             return False
         self.steps += 1
-        gamma, rate, mu = self.intrinsic(), 1 - self.method.betas[1], self.mean()
+        gamma, rate, mu = self.intrinsic(), 1 - self.method.betas[1], self.deviation()
         # The noise came from the posterior's own precision, which is older than a prior that was learned since.
         (part,) = self.posterior.parts.values()
         estimate = part.normal.multiply_precision(products)
-        change = estimate - self.hessian
-        self.hessian = self.hessian + rate * change + 0.5 * rate**2 * change.square() / (self.hessian + gamma)
-        direction = (self.average(gradient) + gamma * mu) / (self.hessian + gamma)
+        change = estimate.sub_(self.hessian)
+        correction = change.square().div_(self.hessian + gamma)
+        self.hessian.add_(change, alpha=rate).add_(correction, alpha=0.5 * rate**2)
+        direction = torch.addcmul(self.average(gradient) / self.momentum.correction, gamma, mu).div_(self.hessian + gamma)
         limit = self.method.clip
-        self.move(direction.clamp_(-limit, limit) * (self.method.initial_curvature + gamma))
+        self.move(direction.clamp_(-limit, limit).mul_(self.method.initial_curvature + gamma))
         self.follow()
         return True
 

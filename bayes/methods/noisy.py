@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DiagonalNormal, EigenNormal, KroneckerNormal, Normal
+from natgrad_apps.bayes.distributions.products import isotropic, precision_sum
 from natgrad_apps.bayes.methods.base import Batch, Learner, Method, Momentum, Outcome, Problem, all_finite
 from natgrad_apps.bayes.posterior import Part, Posterior
 from natgrad_apps.blocks import Block
@@ -236,7 +237,7 @@ class NoisyLearner(Learner):
         return {n: self.problem.intrinsic(prior.common(self._names(b), n)) for n, b in self.core.blocks.items()}
 
     def _part(self, block: Block, normal: Normal) -> Part:
-        return Part(self._names(block), normal, block.to_matrix, partial(_unpack, block))
+        return self.problem.prior.join(Part(self._names(block), normal, block.to_matrix, partial(_unpack, block)))
 
     def _first_parts(self) -> dict[str, Part]:
         """Before the first batch: independent weights with the precision ``(f0 + gamma_in) N / lambda``."""
@@ -244,22 +245,19 @@ class NoisyLearner(Learner):
         for name, intrinsic in self._intrinsic_of_blocks().items():
             block = self.core.blocks[name]
             flat = torch.ones(block.spec.shape, dtype=block.spec.dtype, device=block.spec.device)
-            precision = (self.method.initial_curvature + intrinsic).to(flat) / self.problem.scale
+            precision = (self.method.initial_curvature + intrinsic * self.problem.prior.share).to(flat) / self.problem.scale
             parts[name] = self._part(block, DiagonalNormal(flat * precision))
         return parts
 
-    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
+    def gather(self, batch: Batch) -> Outcome:
         """Statistics and the gradient from one forward pass."""
-        del noise
-        task, live = self.problem.task, self.problem.weights.live
         with self.core.capture():
             outputs = self.forward(batch)
             likelihood, targets = self.judge(outputs, batch)
             self.core.observe(likelihood, targets if self.core.fisher.kind == "empirical" else None)
         nll = -likelihood.log_prob(targets).mean()
-        found = torch.autograd.grad(nll, list(live.values()), allow_unused=True)
-        self.add({name: g for name, g in zip(live, found, strict=True) if g is not None}, batch)
-        return Outcome(nll.detach(), task.squared_error(outputs.detach(), targets))
+        self.add(self.gradient(nll, batch))
+        return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets))
 
     def discard(self) -> None:
         """Forget the gradient and the statistics of the step."""
@@ -276,16 +274,27 @@ class NoisyLearner(Learner):
         self.core.block_damping = {name: value + extrinsic for name, value in intrinsic.items()}
         if not bool(self.core.update(all_finite(gradients))):
             return False
-        for name, p in weights.live.items():
-            gradients[name].add_(p * self.problem.intrinsic(prior.of(name)).to(p.dtype))
-        averaged = self._momentum(gradients)
+        averaged = self._momentum(prior.add_gradient(gradients, weights.live, self.problem.scale))
+        self._follow(intrinsic)
         matrices = self.core.to_blocks({p: averaged[name] for name, p in weights.live.items()})
         used = {name: matrix for name, matrix in matrices.items() if self.core.known(name)}
-        directions = self.core.from_blocks(self.core.multiply_power(used, -1))
+        directions = self.core.from_blocks(self._precondition(used))
         self._apply({weights.names[p]: d for p, d in directions.items()}, averaged)
-        self._follow(intrinsic)
         self.steps += 1
         return True
+
+    def _precondition(self, gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """``(F + lambda/N P_0 + gamma_ex)^-1 v`` by block: from the core, or from the posterior where the prior has a structure."""
+        if not self.problem.prior.joins:
+            return self.core.multiply_power(gradients, -1)
+        scale, extrinsic = self.problem.scale, self.method.damping
+        result = {}
+        for name, matrix in gradients.items():
+            normal = self.posterior.parts[name].normal
+            if extrinsic > 0:
+                normal = precision_sum(normal, isotropic(normal, matrix.new_tensor(extrinsic / scale)))
+            result[name] = normal.multiply_covariance(matrix) / scale
+        return result
 
     def _apply(self, directions: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
         live = self.problem.weights.live
@@ -296,7 +305,7 @@ class NoisyLearner(Learner):
             preconditioned=[directions[n] for n in names],
             gradients=[gradients[n] for n in names],
             velocity=[None] * len(names),
-            lr=[self.lr] * len(names),
+            lr=[self.lr / self._momentum.correction] * len(names),
             momentum=[0.0] * len(names),
             quadratic=lambda step: self.core.quadratic(self.core.to_blocks({live[n]: d for n, d in zip(names, step, strict=True)})),
         )
@@ -310,7 +319,8 @@ class NoisyLearner(Learner):
         for name, block in self.core.blocks.items():
             changed = name in refreshed or block.layer is None or self.method.follows_moments
             if changed and self.core.known(name):
-                parts[name] = self._part(block, self.method.normal(block, self.problem.scale, intrinsic[name]))
+                own = intrinsic[name] * self.problem.prior.share
+                parts[name] = self._part(block, self.method.normal(block, self.problem.scale, own))
             elif name in self.posterior.parts:
                 parts[name] = self.posterior.parts[name]
             else:  # a layer that turned out to be read, not called, and is bare parameters now

@@ -141,7 +141,7 @@ class SLANGLearner(RowsLearner):
         self.factor = leading_factor(matrix, self.method.rank, self.factor, self._generator)
         rest = diagonal.sub_(self.factor.square().sum(1)).clamp_min_(0)
         self.diagonal = self.diagonal * decay + rest
-        direction = self.average(gradient).addcmul(gamma, self.mean())
+        direction = torch.addcmul(self.average(gradient) / self.momentum.correction, gamma, self.deviation())
         self.follow()
         if self.method.damping == 0:  # the posterior is the damped curvature already, and has its decomposition
             (part,) = self.posterior.parts.values()

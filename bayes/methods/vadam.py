@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -104,43 +103,50 @@ class SquaresLearner(FlatLearner):
         super().__init__(problem, method.lr, momentum)
         self._first, self._decay, self._corrected = method.initial_curvature, decay, corrected
         self.squares = self.flat.full(self._first)
-        self._pending: Tensor | None = None
+        self._squares: Tensor | None = None
+        self._samples = 1
+        self._root = self.flat.full(0.0)
         self.begin()
 
     def normal(self) -> Normal:
         """Precision ``(s + gamma_in) N / lambda``."""
-        return DiagonalNormal((self.squares + self.intrinsic()) / self.problem.scale)
+        return DiagonalNormal(torch.add(self.squares, self.intrinsic()).div_(self.problem.scale))
 
-    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
-        """The gradient, and its square."""
-        before, self._gradients = self._gradients, {}
-        outcome = super().gather(batch, noise)
+    def gather(self, batch: Batch) -> Outcome:
+        """The gradient, and the sum of its squares over the samples from the second one on."""
+        before, self._gradients = self._gradients.get("weights"), {}
+        outcome = super().gather(batch)
         found = self.flat.gather(self.take())  # 1/K of the sample's gradient
-        square = found.square().mul_(batch.samples)
-        self._pending = square if self._pending is None else self._pending.add_(square)
-        self._gradients = {"weights": before["weights"].add_(found) if "weights" in before else found}
+        self._samples = batch.samples
+        if before is not None:
+            self._squares = (before.square() if self._squares is None else self._squares).addcmul_(found, found)
+            found.add_(before)
+        self._gradients = {"weights": found}
         return outcome
 
     def discard(self) -> None:
-        """Forget the square too."""
+        """Forget the squares too."""
         super().discard()
-        self._pending = None
+        self._squares = None
 
     @torch.no_grad()
     def update(self) -> bool:
         """See `Vadam`."""
-        gradient, square = self._gradients["weights"], self._pending
+        gradient, squares = self._gradients["weights"], self._squares
         self.discard()
-        assert square is not None
-        if not bool(square.sum().isfinite()):
+        if not bool((torch.dot(gradient, gradient) if squares is None else squares.sum()).isfinite()):
             return False
         self.steps += 1
-        gamma = self.intrinsic()
-        self.squares = self.squares.mul(self._decay).add_(square, alpha=1 - self._decay)
-        average = self.average(gradient.addcmul(gamma, self.mean()))
-        shrunk = self._decay**self.steps
-        squares = (self.squares - shrunk * self._first).clamp_min_(0).div_(1 - shrunk) if self._corrected else self.squares
-        self.move(average / (squares.sqrt() + gamma))
+        share, shrunk = (1 - self._decay) * self._samples, self._decay**self.steps if self._corrected else 0.0
+        self.squares.mul_(self._decay)
+        if squares is None:
+            self.squares.addcmul_(gradient, gradient, value=share)
+        else:
+            self.squares.add_(squares, alpha=share)
+        average = self.average(gradient.addcmul_(self.intrinsic(), self.deviation()))
+        torch.sub(self.squares, shrunk * self._first, out=self._root)
+        self._root.clamp_min_(0).sqrt_().mul_((1 - shrunk) ** -0.5).add_(self.intrinsic())
+        self.move(average, self._root, 1 / self.momentum.correction)
         self.follow()
         return True
 

@@ -81,7 +81,7 @@ class VOGNLearner(RowsLearner):
 
     def normal(self) -> Normal:
         """Precision ``(s + gamma_in) N / lambda``."""
-        return DiagonalNormal((self.squares + self.intrinsic()) / self.problem.scale)
+        return DiagonalNormal(torch.add(self.squares, self.intrinsic()).div_(self.problem.scale))
 
     def fold(self, examples: ExampleGradients, share: float) -> None:
         """Add the squares."""
@@ -101,8 +101,9 @@ class VOGNLearner(RowsLearner):
             return False
         self.steps += 1
         gamma = self.intrinsic()
-        self.squares = self.squares.lerp(squares, 1 - self.method.decay)
-        self.move(self.average(gradient.addcmul(gamma, self.mean())) / (self.squares + gamma + self.method.damping))
+        self.squares.lerp_(squares, 1 - self.method.decay)
+        average = self.average(gradient.addcmul_(gamma, self.deviation()))
+        self.move(average, self.squares + gamma + self.method.damping, 1 / self.momentum.correction)
         self.follow()
         return True
 

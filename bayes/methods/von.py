@@ -85,16 +85,15 @@ class VONLearner(FlatLearner):
         """Precision ``(max(s, 0) + gamma) N / lambda``."""
         return DiagonalNormal((self.hessian.clamp_min(0) + self.intrinsic()) / self.problem.scale)
 
-    def gather(self, batch: Batch, noise: Mapping[str, Tensor]) -> Outcome:
+    def gather(self, batch: Batch) -> Outcome:
         """The gradient with its graph, and Hessian-vector products."""
-        del noise
         outputs = self.forward(batch)
         likelihood, targets = self.judge(outputs, batch)
         nll = -likelihood.log_prob(targets).mean()
         live = self.problem.weights.live
         found = torch.autograd.grad(nll, list(live.values()), create_graph=True, allow_unused=True)
         gradients = {name: g for name, g in zip(live, found, strict=True) if g is not None}
-        self.add({name: g.detach() for name, g in gradients.items()}, batch)
+        self.add({name: g.detach() / batch.samples for name, g in gradients.items()})
         curved = [g for g in gradients.values() if g.requires_grad]
         share = 1 / (self.method.probes * batch.samples)
         for _ in range(self.method.probes if curved else 0):
@@ -121,8 +120,8 @@ class VONLearner(FlatLearner):
             return False
         self.steps += 1
         gamma = self.intrinsic()
-        self.hessian = self.hessian.lerp(batch, 1 - self.method.decay)
-        self.move(gradient.addcmul(gamma, self.mean()) / (self.hessian.clamp_min(0) + gamma + self.method.damping))
+        self.hessian.lerp_(batch, 1 - self.method.decay)
+        self.move(gradient.addcmul(gamma, self.deviation()), self.hessian.clamp_min(0) + gamma + self.method.damping)
         self.follow()
         return True
 
