@@ -17,44 +17,35 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import copy
 import json
 import math
 import multiprocessing
 import statistics
 import sys
-import time
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from stable_baselines3 import A2C, PPO
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
+from benchmarks._agents import FIRST_SEED, train
 from benchmarks._timing import environment
 from natgrad_apps._resources import config_path
 from natgrad_apps.agents.config import LinearSchedule, TrainConfig
-from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
-from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, evaluate
 from natgrad_apps.agents.training import build_agent
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import read_file
 
 TARGETS = {"cartpole": 475.0, "inverted_pendulum": 1000.0, "acrobot": -100.0}
 """Mean return over 100 episodes that counts as solved."""
-
-FIRST_SEED = 100
 
 
 @dataclass(frozen=True)
@@ -104,75 +95,13 @@ LEARNERS = {
 }
 
 
-class _Watch(BaseCallback):
-    """Evaluates at fixed intervals; keeps the first step at which the target was reached, and the best policy.
-
-    Args:
-        every: Environment steps between two evaluations.
-        target: Mean return that counts as solved.
-        measure: Mean return of an evaluation.
-    """
-
-    def __init__(self, every: int, target: float, measure: Callable[[], float]) -> None:
-        super().__init__()
-        self._every, self._target, self._measure = every, target, measure
-        self._next, self._score = every, -math.inf
-        self.first: int | None = None
-        self._policy: dict[str, Any] = {}
-        self._statistics: Any = None
-
-    def _on_rollout_start(self) -> None:
-        if self.num_timesteps >= self._next:
-            self._next = self.num_timesteps + self._every
-            self.look()
-
-    def look(self) -> None:
-        """Evaluate the policy of this moment."""
-        score = self._measure()
-        if score >= self._target and self.first is None:
-            self.first = self.num_timesteps
-        if score > self._score:
-            self._score, self._policy = score, copy.deepcopy(self.model.policy.state_dict())
-            normalization = find_normalization(self.training_env)
-            self._statistics = None if normalization is None else copy.deepcopy(normalization.obs_rms)
-
-    def restore(self, test: Any) -> None:
-        """Give the best policy to the model and its normalization to the environment `test`."""
-        self.model.policy.load_state_dict(self._policy)
-        normalization = find_normalization(test)
-        if normalization is not None:
-            normalization.obs_rms = self._statistics
-
-    def _on_step(self) -> bool:
-        return True
-
-
 def run(preset: str, learner: str, seed: int) -> Outcome:
     """Train one learner with one seed."""
-    torch.set_num_threads(1)
-    warnings.filterwarnings("ignore", category=UserWarning)
     chosen = LEARNERS[learner]
     config = replace(schema.read(TrainConfig, read_file(config_path("agents", preset))), seed=seed, device="cpu")
     settings = config.environment if chosen.n_envs is None else replace(config.environment, n_envs=chosen.n_envs)
-    with ExitStack() as stack:
-        venv = make_training(settings, config.agent.gamma, seed)
-        stack.callback(venv.close)
-        model = chosen.build(config, venv)
-        test = make_evaluation(settings, 4, seed + PERIODIC_SEED, find_normalization(venv))
-        stack.callback(test.close)
-
-        def measure(episodes: int = 10, first: int = PERIODIC_SEED) -> float:
-            return evaluate(model, test, episodes, seed + first, deterministic=True).mean
-
-        watch = _Watch(config.evaluation.every_steps, TARGETS[preset], measure)
-        start = time.perf_counter()
-        model.learn(config.total_timesteps, watch)
-        seconds = time.perf_counter() - start
-        watch.look()
-        final = measure(100, FINAL_SEED)
-        watch.restore(test)
-        best = measure(100, FINAL_SEED)
-    return Outcome(preset, learner, seed, final, best, watch.first, model.num_timesteps, seconds)
+    done = train(config, settings, chosen.build, TARGETS[preset])
+    return Outcome(preset, learner, seed, done.final, done.best, done.first_hit, done.steps, done.seconds)
 
 
 def table(preset: str, outcomes: Sequence[Outcome]) -> Table:

@@ -1,0 +1,123 @@
+"""One training of one agent with periodic evaluations, for the benchmarks that compare agents."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+from natgrad_apps.agents.config import EnvironmentConfig, TrainConfig
+from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
+from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, evaluate
+
+FIRST_SEED = 100
+"""Seeds of benchmarks start here, so that none of them was used in choosing settings."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training gave.
+
+    Attributes:
+        final: Mean return of the last policy, deterministic episodes.
+        best: The same of the policy that did best in the periodic evaluations; other first states than those.
+        first_hit: Environment steps at the first periodic evaluation that reached the target; None if none did.
+        curve: Steps and mean returns of the periodic evaluations.
+        steps: Environment steps.
+        seconds: Of training and periodic evaluations.
+    """
+
+    final: float
+    best: float
+    first_hit: int | None
+    curve: list[tuple[int, float]]
+    steps: int
+    seconds: float
+
+
+def train(
+    config: TrainConfig, settings: EnvironmentConfig, build: Callable[[TrainConfig, Any], OnPolicyAlgorithm], target: float
+) -> Trained:
+    """Train one agent with one thread.
+
+    Args:
+        config: Budget, seed and evaluations; the agent's settings if `build` looks at them.
+        settings: The environments.
+        build: Makes the agent from the configuration and the vectorized environment.
+        target: Mean return that counts as solved.
+    """
+    torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    with ExitStack() as stack:
+        venv = make_training(settings, config.agent.gamma, config.seed)
+        stack.callback(venv.close)
+        model = build(config, venv)
+        normalization = find_normalization(venv)
+        if normalization is not None:
+            normalization.gamma = model.gamma
+        test = make_evaluation(settings, config.evaluation.n_envs, config.seed + PERIODIC_SEED, normalization)
+        stack.callback(test.close)
+
+        def measure(episodes: int = config.evaluation.episodes, first: int = PERIODIC_SEED) -> float:
+            return evaluate(model, test, episodes, config.seed + first, deterministic=config.evaluation.deterministic).mean
+
+        watch = _Watch(config.evaluation.every_steps, measure)
+        start = time.perf_counter()
+        model.learn(config.total_timesteps, watch)
+        seconds = time.perf_counter() - start
+        watch.look()
+        final = measure(config.evaluation.final_episodes, FINAL_SEED)
+        watch.restore(test)
+        best = measure(config.evaluation.final_episodes, FINAL_SEED)
+    first_hit = next((step for step, score in watch.curve if score >= target), None)
+    return Trained(final, best, first_hit, watch.curve, model.num_timesteps, seconds)
+
+
+class _Watch(BaseCallback):
+    """Evaluates at fixed intervals; keeps the curve, and the best policy.
+
+    Args:
+        every: Environment steps between two evaluations.
+        measure: Mean return of an evaluation.
+    """
+
+    def __init__(self, every: int, measure: Callable[[], float]) -> None:
+        super().__init__()
+        self._every, self._measure = every, measure
+        self._next, self._score = every, -math.inf
+        self.curve: list[tuple[int, float]] = []
+        self._policy: dict[str, Any] = {}
+        self._statistics: Any = None
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= self._next:
+            self._next = self.num_timesteps + self._every
+            self.look()
+
+    def look(self) -> None:
+        """Evaluate the policy of this moment."""
+        score = self._measure()
+        self.curve.append((self.num_timesteps, score))
+        if score > self._score:
+            self._score, self._policy = score, copy.deepcopy(self.model.policy.state_dict())
+            normalization = find_normalization(self.training_env)
+            self._statistics = None if normalization is None else copy.deepcopy(normalization.obs_rms)
+
+    def restore(self, test: Any) -> None:
+        """Give the best policy to the model and its normalization to the environment `test`."""
+        self.model.policy.load_state_dict(self._policy)
+        normalization = find_normalization(test)
+        if normalization is not None:
+            normalization.obs_rms = self._statistics
+
+    def _on_step(self) -> bool:
+        return True

@@ -1,0 +1,200 @@
+"""ACKTR beside A2C, PPO and TRPO on MuJoCo after a million steps: the same environments, seeds and evaluation, in one run.
+
+    python benchmarks/acktr_mujoco.py --out runs/mujoco              # 5 environments, 3 seeds, ACKTR, A2C and PPO: hours on 2 cores
+    python benchmarks/acktr_mujoco.py --out runs/mujoco              # again: goes on with the trainings that are missing
+    python benchmarks/acktr_mujoco.py --out runs/small --environments Hopper --seeds 1 --learners ACKTR A2C
+    python benchmarks/acktr_mujoco.py --out runs/full --full         # 8 environments, 5 seeds, TRPO too
+    python benchmarks/acktr_mujoco.py --out runs/mujoco --report     # only the tables of what is there
+
+ACKTR runs with the preset `mujoco`. A2C, PPO and TRPO (sb3-contrib) run with the settings that the RL Zoo gives for the environment: tuned
+ones for PPO and TRPO, SB3's defaults with normalization for A2C and where there are none. Every finished training is a JSON file in
+``--out``. Seeds start at 100, so that none was used in choosing the preset.
+
+Prints for each environment: the interquartile mean over seeds of the mean return of 50 deterministic episodes with the last policy, mean
+and standard error, the environment steps at which a periodic evaluation (10 episodes, every 50,000 steps) first reached the threshold of
+the ACKTR paper (its Table 2), and the seconds of a training. Trainings beside others on a busy machine take longer: compare
+seconds only within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import math
+import multiprocessing
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+
+if __name__ == "__main__" and not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
+
+from benchmarks._agents import FIRST_SEED, Trained, train
+from benchmarks._timing import environment
+from natgrad_apps._resources import config_path
+from natgrad_apps.agents.config import ACTIVATIONS, TrainConfig
+from natgrad_apps.agents.training import build_agent
+from natgrad_apps.runner import atomic, schema
+from natgrad_apps.runner.arguments import read_file
+from natgrad_apps.runner.figures import interquartile_mean
+
+THRESHOLDS = {
+    "InvertedDoublePendulum": 9100.0,
+    "Reacher": -7.0,
+    "Hopper": 2000.0,
+    "HalfCheetah": 4700.0,
+    "Walker2d": 3000.0,
+    "InvertedPendulum": 950.0,
+    "Swimmer": 90.0,
+    "Ant": 3500.0,
+}
+QUICK = ("InvertedDoublePendulum", "Reacher", "Hopper", "HalfCheetah", "Walker2d")
+_WIDE = {"log_std_init": -2, "ortho_init": False, "activation_fn": ACTIVATIONS["relu"], "net_arch": {"pi": [256, 256], "vf": [256, 256]}}
+_KEYS = ("batch_size", "n_steps", "gamma", "learning_rate", "ent_coef", "clip_range", "n_epochs", "gae_lambda", "max_grad_norm", "vf_coef")
+_PPO_TUNED: dict[str, tuple[float, ...]] = {
+    "HalfCheetah": (64, 512, 0.98, 2.0633e-05, 0.000401762, 0.1, 20, 0.92, 0.8, 0.58096),
+    "Hopper": (32, 512, 0.999, 9.80828e-05, 0.00229519, 0.2, 5, 0.99, 0.7, 0.835671),
+    "InvertedDoublePendulum": (512, 128, 0.98, 0.000155454, 1.05057e-06, 0.4, 10, 0.8, 0.5, 0.695929),
+    "InvertedPendulum": (64, 32, 0.999, 0.000222425, 1.37976e-07, 0.4, 5, 0.9, 0.3, 0.19816),
+    "Reacher": (32, 512, 0.9, 0.000104019, 7.52585e-08, 0.3, 5, 1.0, 0.9, 0.950368),
+    "Walker2d": (32, 512, 0.99, 5.05041e-05, 0.000585045, 0.1, 20, 0.95, 1.0, 0.871923),
+}
+_TRPO = {"batch_size": 128, "n_steps": 1024, "cg_max_steps": 25, "cg_damping": 0.1, "n_critic_updates": 20, "learning_rate": 1e-3}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    environment: str
+    learner: str
+    seed: int
+
+    @property
+    def file(self) -> str:
+        """Where its numbers are kept."""
+        return f"{self.environment}_{self.learner}_{self.seed}.json"
+
+
+def _build(job: Job, config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
+    common: dict[str, Any] = {"seed": config.seed, "device": "cpu"}
+    if job.environment == "Swimmer":
+        common["gamma"] = 0.9999
+    if job.learner == "ACKTR":
+        return build_agent(config, venv)
+    if job.learner == "A2C":
+        return A2C("MlpPolicy", venv, **common)
+    if job.learner == "PPO":
+        settings = dict(zip(_KEYS, _PPO_TUNED.get(job.environment, ()), strict=False))
+        wide = job.environment in {"HalfCheetah", "Hopper"}
+        return PPO("MlpPolicy", venv, policy_kwargs=_WIDE if wide else None, **{**common, **settings})  # type: ignore[arg-type]
+    from sb3_contrib import TRPO  # noqa: PLC0415  (only where asked for)
+
+    target = {"target_kl": 0.04} if job.environment == "HalfCheetah" else {}
+    return TRPO("MlpPolicy", venv, **{**common, **_TRPO, **target})
+
+
+_COPIES = {"A2C": 1, "PPO": 1, "TRPO": 2}
+"""The Zoo's numbers of environments."""
+
+
+def run(job: Job, total_timesteps: int | None, out: Path) -> Job:
+    """Train, and keep the numbers."""
+    config = schema.read(TrainConfig, read_file(config_path("agents", "mujoco")))
+    settings = replace(config.environment, id=f"{job.environment}-v5")
+    config = replace(config, environment=settings, seed=job.seed, device="cpu", total_timesteps=total_timesteps or config.total_timesteps)
+    settings = replace(settings, n_envs=_COPIES.get(job.learner, settings.n_envs))
+    done = train(config, settings, lambda c, venv: _build(job, c, venv), THRESHOLDS[job.environment])
+    atomic.write_json(out / job.file, {**asdict(job), **asdict(done)})
+    return job
+
+
+def load(out: Path) -> dict[Job, Trained]:
+    """The finished trainings of a folder."""
+    found = {}
+    for file in sorted(out.glob("*_*_*.json")):
+        record = json.loads(file.read_text())
+        job = Job(*(record.pop(key) for key in ("environment", "learner", "seed")))
+        found[job] = Trained(**{**record, "curve": [(int(a), float(b)) for a, b in record["curve"]]})
+    return found
+
+
+def table(name: str, found: dict[Job, Trained]) -> Table:
+    """Results of one environment."""
+    mine = {job: done for job, done in found.items() if job.environment == name}
+    steps = max(done.steps for done in mine.values())
+    result = Table(title=f"{name}-v5: {steps} environment steps, threshold {THRESHOLDS[name]:g}", title_justify="left")
+    columns = ("learner", "seeds", "IQM", "last policy", "best policy", "steps to threshold (median)", "seconds a seed")
+    for column in columns:
+        result.add_column(column, justify="left" if column == "learner" else "right")
+    for learner in LEARNERS:
+        of = [done for job, done in mine.items() if job.learner == learner]
+        if not of:
+            continue
+        hits = sorted(math.inf if done.first_hit is None else done.first_hit for done in of)
+        middle = hits[len(hits) // 2]
+        result.add_row(
+            learner,
+            str(len(of)),
+            f"{interquartile_mean(np.array([done.final for done in of])):.1f}",
+            *(_mean([getattr(done, field) for done in of]) for field in ("final", "best")),
+            f"{middle:.0f}" if math.isfinite(middle) else f"not reached ({sum(math.isfinite(h) for h in hits)} of {len(hits)})",
+            f"{statistics.mean(done.seconds for done in of):.0f}",
+        )
+    return result
+
+
+def _mean(values: Sequence[float]) -> str:
+    error = f" +- {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.1f}{error}"
+
+
+LEARNERS = ("ACKTR", "A2C", "PPO", "TRPO")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run what is missing, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished trainings")
+    parser.add_argument("--environments", nargs="+", choices=list(THRESHOLDS), default=list(QUICK))
+    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=["ACKTR", "A2C", "PPO"])
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of each learner (default 3)")
+    parser.add_argument("--total-timesteps", type=int, help="environment steps of each training (default: those of the preset)")
+    parser.add_argument("--workers", type=int, default=2, help="trainings side by side, one thread each (default 2)")
+    parser.add_argument("--full", action="store_true", help="all environments and learners, 5 seeds")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    options = parser.parse_args(arguments)
+    names = list(THRESHOLDS) if options.full else options.environments
+    learners, seeds = (LEARNERS, 5) if options.full else (options.learners, options.seeds)
+    options.out.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    # Seed by seed, so that what is cut off leaves whole comparisons.
+    jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in names for learner in learners]
+    jobs = [] if options.report else [job for job in jobs if not (options.out / job.file).exists()]
+    if jobs:
+        with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = [pool.submit(run, job, options.total_timesteps, options.out) for job in jobs]
+            for future in track(concurrent.futures.as_completed(futures), "trainings", total=len(jobs), console=console):
+                job = future.result()
+                console.print(f"{job.environment} {job.learner} seed {job.seed}: {load(options.out)[job].final:.1f}")
+    found = load(options.out)
+    for name in THRESHOLDS:
+        if any(job.environment == name for job in found):
+            console.print(table(name, found))
+    versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"])
+    console.print(", ".join(f"{k} {v}" for k, v in versions.items()))
+
+
+if __name__ == "__main__":
+    main()
