@@ -52,7 +52,7 @@ class InferenceConfig:
     """How the posterior is found; null keeps the method's own default.
 
     Attributes:
-        lr: Learning rate; null is 0.01 for vadam and vprop, 0.1 for the others.
+        lr: Learning rate; null is 0.01 for vadam and vprop, 0.05 for the noisy methods, 0.1 for the others.
         decay: Weight of the old value in the running average of the curvature.
         momentum: Weight of the old value in the running average of the gradient.
         damping: Extrinsic damping; it shortens steps and is no part of the posterior. null is 0.001 where the method has one.
@@ -81,7 +81,7 @@ class InferenceConfig:
     prior_precision: PositiveFloat = 1.0
     learn_prior: bool = True
     prior_rate: Rate = 0.001
-    noise_precision: PositiveFloat = 10.0
+    noise_precision: PositiveFloat = 1.0
     learn_noise: bool = True
     noise_rate: Rate = 0.02
 
@@ -102,9 +102,9 @@ class FitConfig:
         lr_schedule: constant; cosine falls to 0 over the run; step divides the rate by 10 after half of it.
     """
 
-    epochs: Positive = 500
+    epochs: Positive = 2000
     max_steps: Positive | None = 4000
-    batch_size: Positive = 50
+    batch_size: Positive = 100
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
 
     def batches(self, rows: int) -> int:

@@ -9,15 +9,19 @@ from collections.abc import Mapping
 from typing import Any
 
 import natgrad_apps.bayes as package
+from natgrad_apps import registry, steps
 from natgrad_apps.bayes.methods.base import Method
 from natgrad_apps.errors import ConfigError, unknown_name
+from natgrad_apps.steps.base import StepRule
+from natgrad_apps.steps.kl_trust_region import KLTrustRegion
 
-LEARNING_RATES = {"vadam": 0.01, "vprop": 0.01}
+LEARNING_RATES = {"vadam": 0.01, "vprop": 0.01, "noisy_kfac": 0.05, "noisy_ekfac": 0.05, "noisy_adam": 0.05}
 DEFAULT_LR = 0.1
 """First learning rates for standardized tables, where none is given; chosen with the preset ``uci``, see docs/bayes.md."""
-DEFAULT_DAMPING = 1e-3
-"""Extrinsic damping where none is given and the method has one. Without it a unit that few training rows switch on can take a step of up to
-``lr N / prior_precision`` times its gradient: noisy K-FAC then diverged on a split of UCI power, see docs/bayes.md."""
+DEFAULTS: Mapping[str, Any] = {"damping": 1e-3, "step": KLTrustRegion(1e-3)}
+"""Extrinsic damping and bound of a step, where none is given and the method has one. Without them a unit that few training rows switch on
+can take a step of up to ``lr N / prior_precision`` times its gradient: noisy K-FAC then diverged on UCI power and protein, see
+docs/bayes.md."""
 
 
 def methods() -> dict[str, type[Method]]:
@@ -44,8 +48,8 @@ def build_method(name: str, arguments: Mapping[str, Any]) -> Method:
 
     Args:
         name: A key of `methods`.
-        arguments: Hyperparameters by name; the others keep their defaults, but for learning rate and damping, see
-            `DEFAULT_LR` and `DEFAULT_DAMPING`.
+        arguments: Hyperparameters by name, ``step`` also as a mapping such as ``{"name": "kl_clip", "kl_clip": 0.01}``; the others keep
+            their defaults, but for the learning rate and `DEFAULTS`.
 
     Raises:
         ConfigError: There is no such method, or it has no such argument, or a value is not legal.
@@ -60,10 +64,11 @@ def build_method(name: str, arguments: Mapping[str, Any]) -> Method:
         if argument not in legal:
             raise unknown_name(f"argument of {name}", argument, legal)
     try:
-        defaults: dict[str, Any] = {"lr": LEARNING_RATES.get(name, DEFAULT_LR)}
-        if "damping" in legal:
-            defaults["damping"] = DEFAULT_DAMPING
-        built = cls(**{**defaults, **arguments})
+        defaults = {"lr": LEARNING_RATES.get(name, DEFAULT_LR), **{key: value for key, value in DEFAULTS.items() if key in legal}}
+        chosen = {**defaults, **arguments}
+        if "step" in chosen:
+            chosen["step"] = registry.build(steps, StepRule, chosen["step"], "step")
+        built = cls(**chosen)
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from error
     except (TypeError, ValueError) as error:

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from natgrad_apps import KLClip, KLTrustRegion
 from natgrad_apps._resources import available_configs
 from natgrad_apps.bayes import NoisyKFAC, Vadam
 from natgrad_apps.bayes.config import FitConfig, RecipeConfig, TrainConfig, UciConfig
 from natgrad_apps.bayes.data.uci import read_uci
 from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.bayes.recipes import build_method, methods
+from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import read_file
 from tests.bayes_runner._uci import write_uci
@@ -63,11 +65,20 @@ def test_the_longest_training_may_be_bounded(tmp_path: Path) -> None:
     assert Fit(table, table.splits[0], bounded, seed=0).steps_total == 7
 
 
-def test_learning_rate_and_damping_have_defaults_where_the_method_has_them() -> None:
+def test_learning_rate_damping_and_bound_have_defaults_where_the_method_has_them() -> None:
     kfac, vadam = build_method("noisy_kfac", {}), build_method("vadam", {})
     assert isinstance(kfac, NoisyKFAC)
     assert isinstance(vadam, Vadam)
-    assert (kfac.lr, kfac.damping, vadam.lr) == (0.1, 1e-3, 0.01)
+    assert (kfac.lr, kfac.damping, vadam.lr) == (0.05, 1e-3, 0.01)
+    assert kfac.step == KLTrustRegion(1e-3)
+
+
+def test_the_bound_of_a_step_is_given_by_name() -> None:
+    clipped = build_method("noisy_kfac", {"step": {"name": "kl_clip", "kl_clip": 0.5}})
+    assert isinstance(clipped, NoisyKFAC)
+    assert clipped.step == KLClip(0.5)
+    with pytest.raises(ConfigError, match="available"):
+        build_method("noisy_kfac", {"step": "kl_clap"})
     plain = build_method("noisy_kfac", {"damping": 0.0, "lr": 0.5})
     assert isinstance(plain, NoisyKFAC)
     assert (plain.lr, plain.damping) == (0.5, 0.0)
