@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from rich.console import Console
@@ -59,12 +60,8 @@ def config(dataset: str, layout: Layout, optimizer: str) -> TrainConfig:
 @contextmanager
 def summing_by(kind: str) -> Iterator[None]:
     """Build networks with one of the two convolutions."""
-    before = models.FixedGCNConv
-    models.FixedGCNConv = SUMS[kind]  # type: ignore[misc]
-    try:
+    with mock.patch.object(models, "FixedGCNConv", SUMS[kind]):
         yield
-    finally:
-        models.FixedGCNConv = before  # type: ignore[misc]
 
 
 def peak(dataset: str, layout: Layout) -> float:

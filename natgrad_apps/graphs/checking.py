@@ -37,14 +37,14 @@ def check(config: TrainConfig) -> str:
             trainer.progress.epoch += 1
     weights = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     # The first epoch allocates and warms up.
-    mean = sum(times[1:]) / len(times[1:])
+    mean = trainer.batches * sum(times[1:]) / len(times[1:])
     lines = [
         f"graph      {data.name}: {data.nodes:,} nodes, {data.edge_index.shape[1]:,} directed edges, {data.x.shape[1]:,} features, "
         f"{data.classes} classes",
         f"split      {trainer.split}",
         f"model      {config.model.name}, {weights:,} weights, on {trainer.device}",
-        f"cost       {1e3 * mean:.1f} ms an epoch over {EPOCHS - 1} epochs, at most {config.epochs} epochs: about "
-        f"{mean * config.epochs:.0f} s without evaluations",
+        f"cost       {1e3 * mean:.1f} ms an epoch of {trainer.batches} steps, from {EPOCHS - 1} of them; at most {config.epochs} epochs: "
+        f"about {mean * config.epochs:.0f} s without evaluations",
     ]
     if isinstance(trainer.optimizer, NaturalGradient):
         lines += ["", describe(coverage(trainer.model, trainer.optimizer.preconditioner))]

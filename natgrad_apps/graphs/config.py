@@ -38,6 +38,7 @@ class DataConfig:
         undirected: Whether each edge of your own list also counts in the other direction.
         normalize_features: Whether each node's features are divided by their sum.
         features: sparse, dense, or auto, which keeps features of public sets sparse where that is faster and the network can take them.
+        inductive: Whether training sees only the training nodes and the edges between them.
         per_class: Training nodes of each class, for split random.
         val: Validation nodes in all, for split random.
         test: Test nodes in all, for split random; 0 takes all that are left.
@@ -49,10 +50,24 @@ class DataConfig:
     undirected: bool = True
     normalize_features: bool = True
     features: Layout = "auto"
+    inductive: bool = False
     per_class: Positive = 20
     val: NonNegative = 500
     test: NonNegative = 0
     split_seed: Seed | None = None
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Mini-batches of training nodes with sampled neighbourhoods.
+
+    Attributes:
+        batch_size: Training nodes of a batch; 0 trains on the whole graph, one step an epoch.
+        fanouts: Neighbours drawn for each node, hop by hop, -1 for all; empty takes all of them, for as many hops as the model has layers.
+    """
+
+    batch_size: NonNegative = 0
+    fanouts: list[Annotated[int, Range(low=-1)]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -157,6 +172,7 @@ class TrainConfig:
         data: Your own tables, and the sizes of random splits.
         model: The network.
         optimizer: How weights are updated.
+        sampling: Mini-batches.
         pseudo_labels: Predicted labels for nodes without one.
         epochs: Epochs of the run, at most.
         patience: Epochs without a better validation loss after which a run ends; 0 never ends it.
@@ -175,6 +191,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     pseudo_labels: PseudoConfig = field(default_factory=PseudoConfig)
     epochs: Positive = 200
     patience: NonNegative = 0
@@ -192,6 +209,27 @@ class TrainConfig:
                 f"model {self.model.name!r} sums features over neighbours before it multiplies them, so they cannot stay sparse; set "
                 "data.features to auto or dense, or take gcn, gat, appnp or gcnii"
             )
+        if self.sampling.batch_size:
+            self._check_sampling()
+        if self.data.inductive and self.pseudo_labels.enabled:
+            raise ConfigError("pseudo-labels are for nodes that training sees without a label; with data.inductive it sees none")
+
+    def _check_sampling(self) -> None:
+        fanouts, model = self.sampling.fanouts, self.model
+        if self.pseudo_labels.enabled:
+            raise ConfigError("pseudo-labels are made of the whole graph; set sampling.batch_size to 0")
+        if self.optimizer.fisher_nodes != "labelled":
+            raise ConfigError(f"with batches the Fisher is that of the labelled nodes; got fisher_nodes {self.optimizer.fisher_nodes!r}")
+        if model.name == "sgc":
+            raise ConfigError(
+                "sgc normalizes the edges of each batch, whose degrees are not the graph's; take gcn, sage, gin, gat or appnp"
+            )
+        if 0 in fanouts:
+            raise ConfigError(f"each of sampling.fanouts must be >= 1, or -1 for all neighbours; got {fanouts}")
+        if fanouts and ":" not in model.name and len(fanouts) < model.layers:
+            raise ConfigError(
+                f"sampling.fanouts has {len(fanouts)} hops, but {model.name} reads {model.layers}, one a layer; give so many or none at all"
+            )
 
 
 @dataclass(frozen=True)
@@ -204,6 +242,7 @@ class CompareConfig(TrainConfig):
         data: Your own tables, and the sizes of random splits.
         model: The network.
         optimizer: How weights are updated.
+        sampling: Mini-batches.
         pseudo_labels: Predicted labels for nodes without one.
         epochs: Epochs of the run, at most.
         patience: Epochs without a better validation loss after which a run ends; 0 never ends it.

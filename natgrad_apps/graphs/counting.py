@@ -87,7 +87,7 @@ class Counter:
     def __init__(self, y: Tensor, classes: int, train: Tensor, pseudo: PseudoLabels, epochs: int) -> None:
         self.pseudo, self.epochs, self.train = pseudo, epochs, train
         self._labels = torch.zeros((len(y), classes), device=y.device)
-        self._labels[train] = F.one_hot(y[train], classes).float()
+        self._labels[train] = F.one_hot(y[train], classes).to(self._labels.dtype)
         self._unlabelled = torch.ones(len(y), dtype=torch.bool, device=y.device)
         self._unlabelled[train] = False
         self.labelled = torch.zeros(len(y), device=y.device)

@@ -49,6 +49,7 @@ class GraphData:
         masks: Its own split, or None.
         node_ids: Names of the nodes in the user's table; empty for public sets.
         class_names: Names of the classes; empty if they have none.
+        edge_weight: ``[E]``, or None where every edge counts alike.
     """
 
     name: str
@@ -59,6 +60,7 @@ class GraphData:
     masks: Masks | None = None
     node_ids: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
+    edge_weight: Tensor | None = None
 
     @property
     def nodes(self) -> int:
@@ -70,10 +72,18 @@ class GraphData:
         place = torch.full((self.nodes,), -1, dtype=torch.int64)
         place[kept] = torch.arange(len(kept))
         edges = place[self.edge_index]
+        inside = (edges >= 0).all(0)
         ids = tuple(self.node_ids[i] for i in kept.tolist()) if self.node_ids else ()
-        return replace(
-            self, x=select_rows(self.x, kept), y=self.y[kept], edge_index=edges[:, (edges >= 0).all(0)], masks=None, node_ids=ids
-        )
+        weight = None if self.edge_weight is None else self.edge_weight[inside]
+        x, y = select_rows(self.x, kept), self.y[kept]
+        return replace(self, x=x, y=y, edge_index=edges[:, inside], edge_weight=weight, masks=None, node_ids=ids)
+
+    def gcn_normalized(self) -> GraphData:
+        """Edges with self-loops and the weights ``D^-1/2 (A + I) D^-1/2`` (Kipf & Welling 2017, equation 2)."""
+        from torch_geometric.nn.conv.gcn_conv import gcn_norm  # noqa: PLC0415
+
+        edges, weight = gcn_norm(self.edge_index, self.edge_weight, self.nodes, dtype=self.x.dtype)
+        return replace(self, edge_index=edges, edge_weight=weight)
 
     def row_normalized(self) -> GraphData:
         """Features divided by their row sums; rows that sum to zero stay as they are."""
@@ -85,7 +95,8 @@ class GraphData:
 
     def to(self, device: torch.device | str) -> GraphData:
         """The tensors on a device."""
-        return replace(self, x=self.x.to(device), edge_index=self.edge_index.to(device), y=self.y.to(device))
+        weight = None if self.edge_weight is None else self.edge_weight.to(device)
+        return replace(self, x=self.x.to(device), edge_index=self.edge_index.to(device), y=self.y.to(device), edge_weight=weight)
 
 
 def load_public(name: str, cache: Path | None = None) -> GraphData:

@@ -30,9 +30,18 @@ class Measures:
     ece: float
     nodes: int
 
+    @property
+    def score(self) -> float:
+        """What epochs are chosen by: the accuracy."""
+        return self.accuracy
+
     def to_dict(self) -> dict[str, float | int]:
         """As plain values."""
         return asdict(self)
+
+    def tracked(self) -> dict[str, float]:
+        """What ``metrics.csv`` keeps of each epoch."""
+        return {"accuracy": self.accuracy, "nll": self.nll, "ece": self.ece}
 
 
 def measure(logits: Tensor, y: Tensor) -> Measures:

@@ -1,4 +1,8 @@
-"""Graph networks for node classification, all with ``forward(x, edge_index) -> logits [N, C]``."""
+"""Graph networks for node classification, all with ``forward(x, edge_index, edge_weight=None) -> logits [N, C]``.
+
+On one fixed graph a convolution normalizes the edges at its first call and keeps the result. On graphs that change (batches, an inductive
+split) nothing is kept, and the networks of `WEIGHTED` take edges that were normalized before, with their weights.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,12 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch_geometric.nn import APPNP, GATConv, GCN2Conv, GINConv, SAGEConv, SGConv
+from torch_geometric.nn import APPNP, GATConv, GCN2Conv, GCNConv, GINConv, SAGEConv, SGConv
 from torch_geometric.nn.dense.linear import Linear
 
 from natgrad_apps.errors import ConfigError, unknown_name
@@ -56,66 +60,70 @@ class ConvNet(nn.Module):
         self.convs = nn.ModuleList(convs)
         self._dropout, self._input_dropout, self._activation = options.dropout, options.input_dropout, activation
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Logits ``[N, C]``."""
         x = dropout(x, self._input_dropout, self.training)
+        weights = () if edge_weight is None else (edge_weight,)
         for i, conv in enumerate(self.convs):
             if i:
                 x = F.dropout(self._activation(x), self._dropout, self.training)
-            x = conv(x, edge_index)
+            x = conv(x, edge_index, *weights)
         return x
 
 
 class PropagatedMLP(nn.Module):
     """APPNP (Gasteiger et al. 2019): two linear layers, then personalised PageRank."""
 
-    def __init__(self, d_in: int, classes: int, options: ModelOptions) -> None:
+    def __init__(self, d_in: int, classes: int, options: ModelOptions, *, fixed: bool = True) -> None:
         super().__init__()
         self.first, self.last = Linear(d_in, options.hidden), Linear(options.hidden, classes)
-        self.spread = APPNP(K=max(options.layers, 1), alpha=0.1, cached=True)
+        self.spread = APPNP(K=max(options.layers, 1), alpha=0.1, cached=fixed, normalize=fixed)
         self._options = options
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Logits ``[N, C]``."""
         x = F.relu(self.first(dropout(x, self._options.input_dropout, self.training)))
-        logits: Tensor = self.spread(self.last(F.dropout(x, self._options.dropout, self.training)), edge_index)
+        logits: Tensor = self.spread(self.last(F.dropout(x, self._options.dropout, self.training)), edge_index, edge_weight)
         return logits
 
 
 class GCNII(nn.Module):
     """GCNII (Chen et al. 2020): initial residuals and identity maps around shared-weight convolutions."""
 
-    def __init__(self, d_in: int, classes: int, options: ModelOptions) -> None:
+    def __init__(self, d_in: int, classes: int, options: ModelOptions, *, fixed: bool = True) -> None:
         super().__init__()
         self.first, self.last = Linear(d_in, options.hidden), Linear(options.hidden, classes)
-        self.convs = nn.ModuleList(
-            [GCN2Conv(options.hidden, alpha=0.1, theta=0.5, layer=i + 1, cached=True) for i in range(options.layers)]
-        )
+        kept = {"cached": fixed, "normalize": fixed, "add_self_loops": fixed}
+        self.convs = nn.ModuleList([GCN2Conv(options.hidden, 0.1, 0.5, layer=i + 1, **kept) for i in range(options.layers)])
         self._options = options
 
-    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+    def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
         """Logits ``[N, C]``."""
         first = F.relu(self.first(dropout(x, self._options.input_dropout, self.training)))
         x = first
         for conv in self.convs:
-            x = F.relu(conv(F.dropout(x, self._options.dropout, self.training), first, edge_index))
+            x = F.relu(conv(F.dropout(x, self._options.dropout, self.training), first, edge_index, edge_weight))
         logits: Tensor = self.last(F.dropout(x, self._options.dropout, self.training))
         return logits
 
 
-def _gcn(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
-    return ConvNet([FixedGCNConv(a, b, cached=True) for a, b in _widths(d_in, classes, o)], o)
+def _gcn(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
+    widths = _widths(d_in, classes, o)
+    return ConvNet([FixedGCNConv(a, b, cached=True) if fixed else GCNConv(a, b, normalize=False) for a, b in widths], o)
 
 
-def _sage(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+def _sage(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
+    del fixed
     return ConvNet([SAGEConv(a, b) for a, b in _widths(d_in, classes, o)], o)
 
 
-def _gin(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+def _gin(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
+    del fixed
     return ConvNet([GINConv(nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, b))) for a, b in _widths(d_in, classes, o)], o)
 
 
-def _gat(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
+def _gat(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
+    del fixed
     heads, convs, width = 8, [], d_in
     for _ in range(o.layers - 1):
         convs.append(GATConv(width, o.hidden, heads=heads))
@@ -123,11 +131,18 @@ def _gat(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
     return ConvNet([*convs, GATConv(width, classes, heads=1, concat=False)], o, F.elu)
 
 
-def _sgc(d_in: int, classes: int, o: ModelOptions) -> nn.Module:
-    return ConvNet([SGConv(d_in, classes, K=o.layers, cached=o.input_dropout == 0)], o)
+def _sgc(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
+    return ConvNet([SGConv(d_in, classes, K=o.layers, cached=fixed and o.input_dropout == 0)], o)
 
 
-MODELS: dict[str, Callable[[int, int, ModelOptions], nn.Module]] = {
+class Builder(Protocol):
+    """Makes a network: ``fixed`` says that it sees one graph only."""
+
+    def __call__(self, d_in: int, classes: int, o: ModelOptions, /, *, fixed: bool) -> nn.Module:
+        """With fresh weights."""
+
+
+MODELS: dict[str, Builder] = {
     "gcn": _gcn,
     "sage": _sage,
     "gat": _gat,
@@ -136,19 +151,20 @@ MODELS: dict[str, Callable[[int, int, ModelOptions], nn.Module]] = {
     "sgc": _sgc,
     "gcnii": GCNII,
 }
-
-
+WEIGHTED = ("gcn", "appnp", "gcnii")
+"""Networks that take normalized edges with their weights, on graphs that change."""
 SUMS_FIRST = ("sage", "gin", "sgc")
 """Networks that sum features over neighbours before they multiply them, so that features must be dense."""
 
 
-def build_model(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
+def build_model(options: ModelOptions, d_in: int, classes: int, *, fixed: bool = True) -> nn.Module:
     """A network with fresh weights from torch's global generator.
 
     Args:
         options: Which one.
         d_in: Number of features.
         classes: Number of classes.
+        fixed: Whether it will see one graph only; see the module.
 
     Raises:
         ConfigError: There is no such network, or the user's class cannot be imported or built.
@@ -159,7 +175,7 @@ def build_model(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
         raise unknown_name("model (or module:Class for your own)", options.name, MODELS)
     if options.kwargs:
         raise ConfigError(f"model.kwargs are for your own module:Class; {options.name!r} takes hidden, layers and dropout")
-    return MODELS[options.name](d_in, classes, options)
+    return MODELS[options.name](d_in, classes, options, fixed=fixed)
 
 
 def _own(options: ModelOptions, d_in: int, classes: int) -> nn.Module:

@@ -1,88 +1,38 @@
-"""Full-batch training of a node classifier, one epoch a step."""
+"""Training of a node classifier: on the whole graph, one step an epoch, or on batches of labelled nodes with their neighbourhoods."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.graphs.averaging import WeightAverage
-from natgrad_apps.graphs.config import OptimizerConfig, TrainConfig
+from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.counting import Counter
 from natgrad_apps.graphs.data import GraphData
-from natgrad_apps.graphs.layers import factorization
+from natgrad_apps.graphs.learning import Learner, Terms
 from natgrad_apps.graphs.measures import Measures, measure
-from natgrad_apps.graphs.models import build_model, check_logits
+from natgrad_apps.graphs.models import WEIGHTED, build_model, check_logits
+from natgrad_apps.graphs.sampling import ALL, NodeBatches
 from natgrad_apps.graphs.splits import Split
 from natgrad_apps.likelihoods import Categorical
-from natgrad_apps.optim import NaturalGradient
-from natgrad_apps.statistics.fisher import Fisher
+from natgrad_apps.ranks import Ranks
 
 
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch did.
+class Loader(Protocol):
+    """Mini-batches as `torch_geometric.loader.NeighborLoader` gives them; `NodeBatches` is one."""
 
-    Attributes:
-        epoch: Its number, from 1.
-        loss: Training loss before the step.
-        train: Measures of the training nodes after the step.
-        val: Of the validation nodes; None without any.
-        test: Of the test nodes; None without any.
-    """
+    def __len__(self) -> int:
+        """Batches of an epoch."""
 
-    epoch: int
-    loss: float
-    train: Measures
-    val: Measures | None
-    test: Measures | None
-
-    def numbers(self) -> dict[str, float]:
-        """For ``metrics.csv``."""
-        found = {"loss": self.loss}
-        for name, part in (("train", self.train), ("val", self.val), ("test", self.test)):
-            if part is not None:
-                found |= {f"{name}_{key}": float(value) for key, value in part.to_dict().items() if key in {"accuracy", "nll", "ece"}}
-        return found
+    def __iter__(self) -> Iterator[Any]:
+        """`torch_geometric.data.Data` with ``x, edge_index, y, batch_size``, and ``edge_weight`` where there is one."""
 
 
-@dataclass
-class Progress:
-    """How far a run is; it goes into checkpoints.
-
-    Attributes:
-        epoch: Epochs done.
-        best_epoch: The epoch that was chosen so far.
-        best_score: Its score, larger is better.
-        waited: Epochs since the lowest validation loss.
-        lowest: The lowest validation loss.
-        first_hit: First epoch whose validation accuracy reached the target.
-        seconds: Training time: forward, backward and step, without evaluation.
-        statistics_seconds: The part of it that gathering Fisher statistics took.
-    """
-
-    epoch: int = 0
-    best_epoch: int = 0
-    best_score: float = float("-inf")
-    waited: int = 0
-    lowest: float = float("inf")
-    first_hit: int | None = None
-    seconds: float = 0.0
-    statistics_seconds: float = 0.0
-
-
-@dataclass
-class Best:
-    """The epoch that is reported."""
-
-    model: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Trainer:
+class Trainer(Learner):
     """One network on one graph.
 
     Args:
@@ -90,69 +40,62 @@ class Trainer:
         data: The graph.
         split: Its split.
         device: Where to train.
+        loader: Batches of your own, such as those of torch-geometric's `NeighborLoader` over the training nodes; they cannot be resumed
+            within an epoch. None for those of the configuration, or for the whole graph.
 
     Raises:
         ConfigError: The model cannot be built, or does not give logits.
     """
 
-    def __init__(self, config: TrainConfig, data: GraphData, split: Split, device: torch.device) -> None:
-        self.config, self.data, self.split, self.device = config, data.to(device), split, device
-        self.model = build_model(config.model.options(), data.x.shape[1], data.classes).to(device)
-        self.average = WeightAverage(self.model, config.average)
-        self._check_model()
-        self.optimizer = build_optimizer(self.model, config.optimizer, config.seed)
-        self.progress, self.best = Progress(), Best()
-        train = split.train.to(device)
-        self._counter = Counter(self.data.y, data.classes, train, config.pseudo_labels.options(), config.epochs)
-        self._train, self._val, self._test = train, split.val.to(device), split.test.to(device)
-
-    @property
-    def done(self) -> bool:
-        """Whether the run has ended."""
-        progress, config = self.progress, self.config
-        return progress.epoch >= config.epochs or (config.patience > 0 and progress.waited >= config.patience)
-
-    def run_epoch(self) -> Epoch:
-        """One step, then an evaluation."""
-        start = time.perf_counter()
-        loss = self.step()
-        value = float(loss)
-        self.progress.seconds += time.perf_counter() - start
-        self.progress.epoch += 1
-        train, val, test = self.evaluate()
-        result = Epoch(self.progress.epoch, value, train, val, test)
-        self._judge(result)
-        return result
-
-    def step(self) -> Tensor:
-        """Forward, backward, update; the loss before it, a 0-d tensor."""
-        config, model, x, edges = self.config, self.model, self.data.x, self.data.edge_index
-        pseudo = config.pseudo_labels
-        own_predictions = self.predict() if pseudo.enabled and pseudo.predict == "eval" else None
-        model.train()
-        self.optimizer.zero_grad()
-        if isinstance(self.optimizer, NaturalGradient):
-            with self.optimizer.capture():
-                logits = model(x, edges)
-                counted = self._counter.count(self.progress.epoch + 1, logits.detach() if own_predictions is None else own_predictions)
-                start = time.perf_counter()
-                self.optimizer.observe(Categorical(logits).weighted(*self._counter.fisher(config.optimizer.fisher_nodes, counted)))
-                self.progress.statistics_seconds += time.perf_counter() - start
+    def __init__(self, config: TrainConfig, data: GraphData, split: Split, device: torch.device, loader: Loader | None = None) -> None:
+        fixed = loader is None and not config.sampling.batch_size and not config.data.inductive
+        self.data, self.split = data.to(device), split
+        self._graph = self.data if fixed or config.model.name not in WEIGHTED else self.data.gcn_normalized()
+        model = build_model(config.model.options(), data.x.shape[1], data.classes, fixed=fixed).to(device)
+        _check(model, self._graph, config.model.name)
+        super().__init__(config, model, device)
+        self._train, self._val, self._test = (part.to(device) for part in (split.train, split.val, split.test))
+        # What training sees: the whole graph, or the training nodes with the edges between them.
+        self._seen, self._labelled = self._graph, self._train
+        if config.data.inductive:
+            alone = data.subgraph(split.train).to(device)
+            self._seen = alone.gcn_normalized() if config.model.name in WEIGHTED else alone
+            self._labelled = torch.arange(len(split.train), device=device)
+        self._loader = self._batches(1) if loader is None and config.sampling.batch_size else loader
+        if self._loader is None:
+            pseudo = config.pseudo_labels.options()
+            self._counter = Counter(self._seen.y, data.classes, self._labelled, pseudo, config.epochs)
         else:
-            logits = model(x, edges)
-            counted = self._counter.count(self.progress.epoch + 1, logits.detach() if own_predictions is None else own_predictions)
-        loss = counted.loss(logits)
-        loss.backward()
-        self.optimizer.step()
-        self.average.update()
-        return loss.detach()
+            self.batches = len(self._loader)
+        self._foreign: Iterator[Any] = iter(())
+
+    def distribute(self, group: Any = None) -> Ranks:
+        """See `Learner.distribute`; the seeds of each batch are split over the ranks.
+
+        Raises:
+            ConfigError: Training is not by batches of the configuration, or see `Learner.distribute`.
+        """
+        if not isinstance(self._loader, NodeBatches):
+            raise ConfigError(
+                "several processes share the seed nodes of batches: set sampling.batch_size to the nodes of a step, all processes together"
+            )
+        ranks = super().distribute(group)
+        self._loader = self._batches(ranks.size)
+        self.batches = len(self._loader)
+        if not self.batches:
+            raise ConfigError(f"{len(self._labelled)} training nodes are too few for {ranks.size} processes")
+        return ranks
+
+    def terms(self) -> Terms:
+        """The labelled nodes, and those with pseudo-labels, on the whole graph; or the seeds of a batch."""
+        return self._whole() if self._loader is None else self._of_batch(self._next_batch())
 
     @torch.no_grad()
     def predict(self) -> Tensor:
-        """Logits ``[N, C]`` without dropout, with the averaged weights if there are any."""
+        """Logits ``[N, C]`` of the whole graph without dropout, with the averaged weights if there are any."""
         self.model.eval()
         with self.average.shown():
-            return check_logits(self.model(self.data.x, self.data.edge_index), self.data.nodes, self.data.classes)
+            return check_logits(call(self.model, self._graph), self.data.nodes, self.data.classes)
 
     def evaluate(self) -> tuple[Measures, Measures | None, Measures | None]:
         """Measures of the training, validation and test nodes."""
@@ -160,94 +103,71 @@ class Trainer:
         val, test = (measure(logits[part], y[part]) if len(part) else None for part in (self._val, self._test))
         return measure(logits[self._train], y[self._train]), val, test
 
-    def load_best(self) -> None:
-        """Give the model the weights of the epoch that is reported."""
-        if self.best.model:
-            self.average.drop()
-            self.model.load_state_dict(self.best.model)
+    def _whole(self) -> Terms:
+        config, pseudo = self.config, self.config.pseudo_labels
+        own_predictions = None
+        if pseudo.enabled and pseudo.predict == "eval":
+            self.model.eval()
+            with torch.no_grad():
+                own_predictions = call(self.model, self._seen)
+            self.model.train()
+        logits = call(self.model, self._seen)
+        counted = self._counter.count(self.progress.epoch + 1, logits.detach() if own_predictions is None else own_predictions)
+        likelihood = Categorical(logits).weighted(*self._counter.fisher(config.optimizer.fisher_nodes, counted))
+        return Terms(likelihood, counted.loss(logits), len(self._labelled))
 
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that an exact continuation needs: tensors and plain values."""
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
-            "best": self.best.model,
-            "progress": asdict(self.progress),
-            "random": torch.get_rng_state(),
-        }
-        if self.device.type == "cuda":
-            state["random_cuda"] = torch.cuda.get_rng_state(self.device)
-        return state
+    def _of_batch(self, batch: Any) -> Terms:
+        """Only seeds have terms; the other nodes of a batch lack neighbours of their own."""
+        batch = batch.to(self.device)
+        seeds = int(batch.batch_size)
+        logits = call(self.model, batch)
+        support = torch.arange(seeds, device=logits.device)
+        weights = torch.zeros(len(logits), device=logits.device, dtype=logits.dtype)
+        weights[:seeds] = 1.0
+        return Terms(Categorical(logits).weighted(weights, support), F.cross_entropy(logits[:seeds], batch.y[:seeds]), seeds)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore `state_dict`, the global generators included."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.average.load_state_dict(state["average"])
-        self.best.model, self.progress = state["best"], Progress(**state["progress"])
-        torch.set_rng_state(state["random"])
-        if self.device.type == "cuda" and "random_cuda" in state:
-            torch.cuda.set_rng_state(state["random_cuda"], self.device)
-
-    def _judge(self, epoch: Epoch) -> None:
-        progress, select = self.progress, self.config.select
-        if epoch.val is None or select == "last":
-            score = float(epoch.epoch)
-        else:
-            score = -epoch.val.nll if select == "loss" else epoch.val.accuracy
-        if score > progress.best_score:
-            progress.best_score, progress.best_epoch = score, epoch.epoch
-            with self.average.shown():
-                self.best.model = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        if epoch.val is None:
-            return
-        if progress.first_hit is None and epoch.val.accuracy >= self.config.target:
-            progress.first_hit = epoch.epoch
-        progress.waited = 0 if epoch.val.nll < progress.lowest else progress.waited + 1
-        progress.lowest = min(progress.lowest, epoch.val.nll)
-
-    def _check_model(self) -> None:
-        state = torch.get_rng_state()
+    def _next_batch(self) -> Any:
+        progress, loader = self.progress, self._loader
+        assert loader is not None
+        if isinstance(loader, NodeBatches):
+            return loader.batch(progress.epoch, progress.batch, self._share())
+        if progress.batch == 0:
+            self._foreign = iter(loader)
         try:
-            self.predict()
-        except ConfigError:
-            raise
-        except (TypeError, RuntimeError, ValueError, IndexError) as error:
-            raise ConfigError(
-                f"model {self.config.model.name!r} fails on {self.data.name} as model(x: {list(self.data.x.shape)}, edge_index): {error}"
-            ) from error
-        torch.set_rng_state(state)
+            return next(self._foreign)
+        except StopIteration:
+            raise ConfigError("a loader of your own cannot go on within an epoch; resume from a checkpoint between two epochs") from None
+
+    def _share(self) -> slice:
+        """The seeds of a batch that this rank takes: every size-th one."""
+        return slice(None) if self.ranks is None else slice(self.ranks.rank, None, self.ranks.size)
+
+    def _batches(self, least: int) -> NodeBatches:
+        sampling, model = self.config.sampling, self.config.model
+        fanouts = sampling.fanouts or [ALL] * model.layers
+        return NodeBatches(self._seen, self._labelled, fanouts, sampling.batch_size, self.config.seed, least)
+
+
+@torch.no_grad()
+def _check(model: nn.Module, graph: GraphData, name: str) -> None:
+    """Refuse a network that gives no logits; lazy parameters get their shapes here."""
+    state = torch.get_rng_state()
+    try:
+        check_logits(call(model.eval(), graph), graph.nodes, graph.classes)
+    except ConfigError:
+        raise
+    except (TypeError, RuntimeError, ValueError, IndexError) as error:
+        raise ConfigError(f"model {name!r} fails on {graph.name} as model(x: {list(graph.x.shape)}, edge_index): {error}") from error
+    torch.set_rng_state(state)
+
+
+def call(model: nn.Module, graph: Any) -> Tensor:
+    """Outputs ``[n, C]`` of a network for a graph or a batch with ``x, edge_index`` and perhaps ``edge_weight``."""
+    weight = getattr(graph, "edge_weight", None)
+    outputs: Tensor = model(graph.x, graph.edge_index) if weight is None else model(graph.x, graph.edge_index, weight)
+    return outputs
 
 
 def seed_all(seed: int) -> None:
     """Seed torch's generators, which weights and dropout are drawn from."""
     torch.manual_seed(seed)
-
-
-def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int) -> torch.optim.Optimizer:
-    """The optimizer of a run.
-
-    Args:
-        model: What is trained.
-        config: How.
-        seed: Of the sampled labels.
-    """
-    if config.name == "adam":
-        return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-    if config.name == "sgd":
-        return torch.optim.SGD(model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    fisher = Fisher.of(config.fisher)
-    with factorization(config.factorization):
-        return NaturalGradient(
-            model,
-            config.curvature,
-            damping=config.damping,
-            step=config.step,
-            refresh=config.refresh,
-            fisher=Fisher(fisher.kind, fisher.samples, fisher.sharing, fisher.subsample, seed if fisher.seed == 0 else fisher.seed),
-            strict=config.strict,
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )

@@ -13,9 +13,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.config import TrainConfig
+from natgrad_apps.graphs.learning import Epoch
 from natgrad_apps.graphs.plotting import plot_run
 from natgrad_apps.graphs.runs import PROGRAM
-from natgrad_apps.graphs.trainer import Epoch, Trainer
+from natgrad_apps.graphs.trainer import Trainer
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
@@ -113,7 +114,9 @@ class _Session:
             if flag.is_set:
                 self._save()
                 self._interrupt(flag)
-            epoch = trainer.run_epoch()
+            epoch = trainer.advance()
+            if epoch is None:
+                continue
             numbers = epoch.numbers()
             self.folder.metrics.write(epoch.epoch, numbers)
             for name, value in numbers.items():
@@ -123,7 +126,7 @@ class _Session:
                 self._save()
 
     def _save(self) -> None:
-        self.folder.checkpoints.save(self.trainer.progress.epoch, runs.pack(self.trainer, self.config_yaml))
+        self.folder.checkpoints.save(self.trainer.steps, runs.pack(self.trainer, self.config_yaml))
 
     def _interrupt(self, flag: InterruptFlag) -> NoReturn:
         self.folder.log(f"interrupted by {flag.name} after epoch {self.trainer.progress.epoch}")
@@ -175,5 +178,5 @@ def _summary(results: dict[str, Any]) -> str:
 def _shown(epoch: Epoch) -> dict[str, str]:
     shown = {"loss": f"{epoch.loss:.3f}"}
     if epoch.val is not None:
-        shown["val"] = f"{100 * epoch.val.accuracy:.1f}%"
+        shown["val"] = f"{100 * epoch.val.score:.1f}%"
     return shown

@@ -194,17 +194,17 @@ def test_interrupted_run_goes_on(tables: DataConfig, tmp_path: Path, monkeypatch
     settings = [*words_of(tables), "--epochs", "9"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(["train", *settings, "--out", str(whole)]) == 0
-    run_epoch = Trainer.run_epoch
+    advance = Trainer.advance
 
     def stopping(self: Trainer) -> Any:
-        result = run_epoch(self)
-        if result.epoch == 4:
+        result = advance(self)
+        if result is not None and result.epoch == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
-    monkeypatch.setattr(Trainer, "run_epoch", stopping)
+    monkeypatch.setattr(Trainer, "advance", stopping)
     assert main(["train", *settings, "--out", str(parts)]) == 130
-    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
+    monkeypatch.setattr(Trainer, "advance", advance)
     assert main(["train", "--resume", str(parts)]) == 0
     assert (whole / "metrics.csv").read_text() == (parts / "metrics.csv").read_text()
     first, second = (json.loads((folder / "results.json").read_text()) for folder in (whole, parts))
