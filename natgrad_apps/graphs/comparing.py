@@ -24,6 +24,7 @@ TUNE_SEED = 100_000
 """Seeds of the grid begin here, away from those of the runs that are reported."""
 
 Say = Callable[[str], None]
+Run = Callable[[TrainConfig, GraphData], "Outcome"]
 
 
 @dataclass(frozen=True)
@@ -122,23 +123,24 @@ def run_once(config: TrainConfig, data: GraphData) -> Outcome:
     )
 
 
-def contest(config: CompareConfig, data: GraphData, say: Say) -> list[Contestant]:
+def contest(config: CompareConfig, data: GraphData, say: Say, run: Run = run_once) -> list[Contestant]:
     """Tune both optimizers, then run both with the same seeds, in turn.
 
     Args:
         config: What to compare.
         data: The whole graph.
         say: Is told what happens.
+        run: Trains once; another one may remember what an interrupted comparison has trained already.
 
     Returns:
         Natural gradient and Adam.
     """
     names = ("natural_gradient", "adam")
-    tuned = {name: _tune(config, data, name, say) for name in names}
+    tuned = {name: _tune(config, data, name, say, run) for name in names}
     outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
     for k in range(config.seeds):
         for name in names:
-            done = run_once(_with(config, name, tuned[name][0], config.seed + k), data)
+            done = run(_with(config, name, tuned[name][0], config.seed + k), data)
             outcomes[name].append(done)
             say(f"seed {done.seed} {name}: test {100 * done.test_accuracy:.2f}%, epoch {done.best_epoch}, {done.seconds:.1f} s")
     return [Contestant(name, *tuned[name], outcomes[name]) for name in names]
@@ -216,7 +218,7 @@ def table(contestants: Sequence[Contestant]) -> str:
     return "\n".join(lines)
 
 
-def _tune(config: CompareConfig, data: GraphData, name: str, say: Say) -> tuple[Point, list[tuple[Point, float]]]:
+def _tune(config: CompareConfig, data: GraphData, name: str, say: Say, run: Run) -> tuple[Point, list[tuple[Point, float]]]:
     """The point with the highest mean validation accuracy at the chosen epoch; the first one wins a tie."""
     rates = config.natural_gradient_lr if name == "natural_gradient" else config.adam_lr
     decays = config.weight_decay or [config.optimizer.weight_decay]
@@ -225,7 +227,7 @@ def _tune(config: CompareConfig, data: GraphData, name: str, say: Say) -> tuple[
     scores = []
     for lr, decay in itertools.product(rates, decays):
         point = Point(lr, decay)
-        found = [run_once(_with(config, name, point, TUNE_SEED + k), data) for k in range(config.tune_seeds)]
+        found = [run(_with(config, name, point, TUNE_SEED + k), data) for k in range(config.tune_seeds)]
         scores.append((point, statistics.mean(o.val_accuracy for o in found)))
         say(f"grid {name} lr {lr:g} weight decay {decay:g}: validation {100 * scores[-1][1]:.2f}%")
     return max(scores, key=lambda pair: pair[1])[0], scores

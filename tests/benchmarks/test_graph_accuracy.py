@@ -10,6 +10,9 @@ import pytest
 
 from benchmarks import graph_accuracy
 from benchmarks.graph_accuracy import CASES, main
+from natgrad_apps.graphs.comparing import Outcome
+from natgrad_apps.graphs.config import TrainConfig
+from natgrad_apps.graphs.data import GraphData
 
 
 def test_writes_paired_runs_and_epoch_cost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -17,7 +20,21 @@ def test_writes_paired_runs_and_epoch_cost(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(CASES, "cora_public", small)
     monkeypatch.setattr(graph_accuracy, "EPOCHS", 2)
     out = tmp_path / "numbers.json"
-    main(["--cases", "cora_public", "--seeds", "2", "--tune-seeds", "1", "--epochs", "2", "--out", str(out)])
+    words = [
+        "--cases",
+        "cora_public",
+        "--seeds",
+        "2",
+        "--tune-seeds",
+        "1",
+        "--epochs",
+        "2",
+        "--remember",
+        str(tmp_path / "runs"),
+        "--out",
+        str(out),
+    ]
+    main(words)
     found = json.loads(out.read_text())["cases"]["cora_public"]
     assert found["split"].startswith("random split: 8 train, 5 validation")
     for name in ("natural_gradient", "adam"):
@@ -25,6 +42,15 @@ def test_writes_paired_runs_and_epoch_cost(tmp_path: Path, monkeypatch: pytest.M
         assert len(found[name]["grid"]) == 4
     assert found["epoch_cost"]["ratio"] > 0
     assert "paired difference in test accuracy" in capsys.readouterr().out
+
+    def forbidden(config: TrainConfig, data: GraphData) -> Outcome:
+        raise AssertionError(f"trained again: {config} on {data.name}")
+
+    monkeypatch.setattr(graph_accuracy, "run_once", forbidden)
+    main(words)
+    again = json.loads(out.read_text())["cases"]["cora_public"]
+    assert again["natural_gradient"] == found["natural_gradient"]
+    assert len((tmp_path / "runs").read_text().splitlines()) == 2 * (4 + 2)
 
 
 def test_every_case_names_a_dataset_and_equal_grids() -> None:
