@@ -1,4 +1,4 @@
-"""The contract of a layer adapter: how one family of modules becomes the canonical form.
+"""The contracts of `layers`: how one family of modules becomes the canonical form, and how a fused module is taken apart first.
 
 Canonical form (see ``docs/architecture.md``): inputs ``a: [*K, N, S, d_in]``, output gradients ``g: [*K, N, S,
 d_out]``, weight matrix ``W: [*K, d_out, d_in]``. ``K`` is present for grouped layers only. The bias column is *not* an
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 
 @dataclass(frozen=True)
@@ -141,3 +142,64 @@ class LayerAdapter(ABC):
         """A tensor shaped like ``module.bias`` as a column ``[*K, d_out, 1]`` (a view)."""
         geometry = self.geometry(module)
         return bias.reshape(*geometry.lead, geometry.d_out, 1)
+
+
+class Part(nn.Module):
+    """One weight matrix of a module that has several, as the linear layer that the module would call if it were made of such.
+
+    It is no submodule of anything and owns no parameter.
+
+    Args:
+        composite: The module that it belongs to.
+        weight: Name of the weight in that module.
+        bias: Name of the bias in that module, None if there is none.
+    """
+
+    def __init__(self, composite: Composite, weight: str, bias: str | None) -> None:
+        super().__init__()
+        self.composite = composite
+        self._names = (weight, bias)
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """Weight ``[d_out, d_in]`` and bias ``[d_out]`` as they are now."""
+        weight, bias = self._names
+        return getattr(self.composite.module, weight), None if bias is None else getattr(self.composite.module, bias)
+
+    def parameters_of_module(self) -> tuple[object, object]:
+        """What the module has registered under the names; anything but a parameter counts as none."""
+        found = [self.composite.module._parameters.get(name) if name is not None else None for name in self._names]
+        return found[0], found[1]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """``input W^T + b``."""
+        return functional.linear(input, *self.tensors())
+
+
+class Composite(ABC):
+    """A module whose kernel uses several weight matrices at once, and the same computation as calls of its `Part`s.
+
+    During a capture the module's output is replaced by that of `forward`, whose inner calls can be recorded. Subclasses in this folder are
+    found by scanning it.
+
+    Args:
+        module: The module.
+
+    Attributes:
+        module_types: The modules it is for.
+        module: The module.
+        parts: Its matrices by name.
+    """
+
+    module_types: ClassVar[tuple[type[nn.Module], ...]]
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.parts: dict[str, Part] = self.make_parts()
+
+    @abstractmethod
+    def make_parts(self) -> dict[str, Part]:
+        """One part for each weight matrix."""
+
+    @abstractmethod
+    def forward(self, arguments: Arguments) -> Any:
+        """The module's output for what it was called with, from calls of the parts."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import natgrad_apps.layers as package
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.layers.base import LayerAdapter
+from natgrad_apps.layers.base import Composite, LayerAdapter
 from natgrad_apps.registry import available
 from natgrad_apps.types import BlockSpec
 
@@ -87,14 +87,29 @@ def _adapters() -> tuple[LayerAdapter, ...]:
     return tuple(cls() for cls in available(package, LayerAdapter).values())  # type: ignore[type-abstract]
 
 
+@cache
+def _composites() -> tuple[type[Composite], ...]:
+    return tuple(available(package, Composite).values())  # type: ignore[type-abstract]
+
+
+def composite_of(module: nn.Module) -> Composite | None:
+    """A module with several weight matrices taken apart, None if it has one or is not known; subclasses as in `adapter_for`."""
+    for cls in _composites():
+        if any(_is_one(module, known) for known in cls.module_types):
+            return cls(module)
+    return None
+
+
 def adapter_for(module: nn.Module) -> LayerAdapter | None:
     """The adapter of a module, or None. A subclass counts only if it keeps the forward method of the class that the adapter knows."""
     for adapter in (*_registered.values(), *_adapters()):
-        for known in adapter.module_types:
-            same = type(module) is known or (isinstance(module, known) and type(module).forward is known.forward)
-            if same and adapter.covers(module):
-                return adapter
+        if any(_is_one(module, known) for known in adapter.module_types) and adapter.covers(module):
+            return adapter
     return None
+
+
+def _is_one(module: nn.Module, known: type[nn.Module]) -> bool:
+    return type(module) is known or (isinstance(module, known) and type(module).forward is known.forward)
 
 
 def clean_name(name: str) -> str:
@@ -103,10 +118,14 @@ def clean_name(name: str) -> str:
 
 
 def _visible_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules with their paths, without the children of opaque modules and those that an adapter takes over."""
+    """Modules with their paths, parts instead of composites, without children of opaque modules and those that an adapter takes over."""
     hidden: set[int] = set()
     for name, module in model.named_modules():
         if id(module) in hidden:
+            continue
+        composite = composite_of(module)
+        if composite is not None:
+            yield from ((f"{name}.{part}" if name else part, composite.parts[part]) for part in composite.parts)
             continue
         adapter = adapter_for(module)
         if isinstance(module, OPAQUE):

@@ -8,6 +8,7 @@ gradient.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from natgrad_apps.errors import CaptureError
-from natgrad_apps.layers.base import Arguments
+from natgrad_apps.layers.base import Arguments, Composite, Part
 from natgrad_apps.layers.discover import Layer
 from natgrad_apps.statistics.fisher import Subsample
 from natgrad_apps.statistics.moments import LayerStatistics, Use
@@ -48,6 +49,7 @@ class Capture:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._adapters = {module: layer.adapter for layer in layers for module in layer.modules}
+        self._composites = list(dict.fromkeys(module.composite for module in self._adapters if isinstance(module, Part)))
         self._calls: list[Call] = []
         self._open = False
 
@@ -70,6 +72,9 @@ class Capture:
         try:
             with _eager():
                 handles = [module.register_forward_hook(self._record, with_kwargs=True) for module in self._adapters]
+                for composite in self._composites:  # before the hooks of others, which get the output that counts
+                    hook = functools.partial(_take_apart, composite)
+                    handles.append(composite.module.register_forward_hook(hook, with_kwargs=True, prepend=True))
                 yield
         finally:
             for handle in handles:
@@ -91,6 +96,17 @@ class Capture:
     def calls(self) -> Sequence[Call]:
         """The calls recorded so far, in the order in which they happened."""
         return self._calls
+
+
+def _take_apart(composite: Composite, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """Hook of a composite: its output, computed again by calls of its parts, which are recorded.
+
+    Not where tensors saved for the backward pass are packed: activation checkpointing would run the module again without this hook, and
+    compare. Its parameters then count as read by other code.
+    """
+    if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+        return output
+    return composite.forward(Arguments(args, kwargs))
 
 
 def _eager() -> AbstractContextManager[Any]:

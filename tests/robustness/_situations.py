@@ -266,6 +266,16 @@ def channels_last() -> Setup:
     return setup
 
 
+def lstm() -> Setup:
+    model = Lambda(
+        lambda m, x: m.get_submodule("head")(m.get_submodule("lstm")(x)[0][:, -1]),
+        lstm=nn.LSTM(2, 3, batch_first=True),
+        head=nn.Linear(3, 3),
+    )
+    x = torch.randn(5, 4, 2)
+    return Setup(model, lambda: model(x))
+
+
 EXACT = (
     inplace_activations,
     inplace_residual,
@@ -290,6 +300,7 @@ EXACT = (
     activation_checkpointing,
     evaluation_forward,
     channels_last,
+    lstm,
 )
 
 
@@ -353,16 +364,6 @@ def batch_norm() -> Setup:
     return setup
 
 
-def lstm() -> Setup:
-    model = Lambda(
-        lambda m, x: m.get_submodule("head")(m.get_submodule("lstm")(x)[0][:, -1]),
-        lstm=nn.LSTM(2, 3, batch_first=True),
-        head=nn.Linear(3, 3),
-    )
-    x = torch.randn(5, 4, 2)
-    return Setup(model, lambda: model(x), fallback=tuple(f"lstm.{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")))
-
-
 def bare_parameter() -> Setup:
     model = Lambda(lambda m, x: m.get_submodule("head")(x * m.get_parameter("gain")), head=nn.Linear(4, 3))
     model.register_parameter("gain", nn.Parameter(torch.randn(4)))
@@ -411,7 +412,6 @@ FALLBACK = (
     layer_norm,
     group_norm,
     batch_norm,
-    lstm,
     bare_parameter,
     functional_use,
     overridden_forward,
