@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from natgrad_apps.bayes.config import TrainConfig, UciConfig
+from natgrad_apps.bayes.config import ActiveConfig, TrainConfig, UciConfig
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, Verb, parse, read_config, verb_parser
@@ -17,7 +17,7 @@ from natgrad_apps.runner.hints import Range
 PROGRAM = "natgrad-bayes"
 KIND = "bayes"
 DESCRIPTION = "Fit Bayesian neural networks by natural-gradient variational inference; predict with calibrated uncertainty."
-C = TypeVar("C", TrainConfig, UciConfig)
+C = TypeVar("C", TrainConfig, UciConfig, ActiveConfig)
 _COUNT = Annotated[int, Range(low=1)]
 
 
@@ -43,6 +43,7 @@ def _run(words: Sequence[str]) -> None:
         "plot": _plot,
         "check": _check,
         "uci": _uci,
+        "active": _active,
     }
     actions[options.verb](options)
 
@@ -66,9 +67,14 @@ def _verbs() -> dict[str, Verb]:
         "Train and test on published splits of a UCI set; a finished split is never trained again.",
         UciConfig,
     )
-    for parser in (train, check, uci):
+    active = verb_parser(
+        f"{PROGRAM} active --dataset NAME|FILE --out DIR [--KEY VALUE ...]\n       {PROGRAM} active --resume DIR",
+        "Ask for labels one after another, by what the model learns from them and at random; a finished curve is never made again.",
+        ActiveConfig,
+    )
+    for parser in (train, check, uci, active):
         parser.add_argument("--config", metavar="FILE", help="YAML file, or the name of a preset")
-    for parser in (train, uci):
+    for parser in (train, uci, active):
         parser.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
         parser.add_argument("--resume", metavar="DIR", help="continue the run in this folder to its original end")
         parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
@@ -89,6 +95,7 @@ def _verbs() -> dict[str, Verb]:
         "plot": Verb(plot, "draw pictures of a run"),
         "check": Verb(check, "check a configuration and report its cost", TrainConfig),
         "uci": Verb(uci, "published splits of a UCI set", UciConfig),
+        "active": Verb(active, "learning curves with labels that the model asks for", ActiveConfig),
     }
 
 
@@ -144,6 +151,19 @@ def _uci(options: Options) -> None:
         uci.resume_uci(path)
     elif started is not None:
         uci.run_uci(*started)
+
+
+def _active(options: Options) -> None:
+    path = _resumed(options)
+    started = None if path is not None else _start(options, ActiveConfig)
+    if path is None and started is None:
+        return
+    from natgrad_apps.bayes import active  # noqa: PLC0415
+
+    if path is not None:
+        active.resume_active(path)
+    elif started is not None:
+        active.run_active(*started)
 
 
 def _evaluate(options: Options) -> None:
