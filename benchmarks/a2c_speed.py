@@ -6,7 +6,7 @@ Both use the same environments (Atari wrappers, 4 stacked frames, 32 copies step
 same network (`ACKTRCnn`, so that A2C too has 32 channels in its third convolution) and the same losses. They take turns, A2C, ACKTR, A2C,
 ..., with a few updates a turn; the ratio of a turn of ACKTR is taken against the A2C turns before and after it, and the median over turns
 is reported. An update is everything that `learn` does: emulation, the policy's forward passes, and training. ACKTR runs the options of
-`configs/agents/pong.yaml`. The bar is 0.7.
+`configs/agents/atari.yaml`. The bar is 0.7.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from benchmarks._timing import ROOT, Duration, environment, stopwatch
 from natgrad_apps.agents import ACKTR, ACKTRCnn
 
 BAR = 0.7
-PRESET = ROOT / "configs" / "agents" / "pong.yaml"
+PRESET = ROOT / "configs" / "agents" / "atari.yaml"
 
 
 def environments(name: str, copies: int) -> VecEnv:
