@@ -133,10 +133,6 @@ class ExampleGradients:
     def _empty(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=self._like.dtype, device=self._like.device)
 
-    def sum(self) -> Tensor:
-        """``G 1: [n]``."""
-        return self.expand(self._empty(self.width, 1) + 1).squeeze(1)
-
     def squares(self) -> Tensor:
         """``diag(G G^T): [n]``, the sum over examples of the squared gradients; cost ``N n`` multiply-adds."""
         total = self._empty(self.size)
@@ -151,36 +147,33 @@ class ExampleGradients:
                 total[where] = columns
         return total
 
-    def expand(self, z: Tensor) -> Tensor:
-        """``G z: [n, k]`` for ``z: [N, k]``, its columns contiguous in memory; cost ``N n k``."""
-        total = self._empty(z.shape[1], self.size)
+    def expand(self, z: Tensor, total: Tensor) -> None:
+        """Add ``(G z)^T: [k, n]`` to a tensor, for ``z: [N, k]``; cost ``N n k``."""
         for part in self._linear:
-            a, g = part.a.mT.contiguous(), part.g.mT.contiguous()
+            a, shape = part.a, (part.g.shape[1], part.a.shape[1])
             for row, weights in zip(total, z.mT, strict=True):
-                weighted = g * weights
+                weighted = (part.g * weights.unsqueeze(1)).mT
                 if part.weight is not None:
-                    row[part.weight] = matmul_nt(weighted, a).flatten()
+                    row[part.weight].view(shape).addmm_(weighted, a)
                 if part.bias is not None:
-                    row[part.bias] = weighted.sum(1)
+                    row[part.bias].add_(weighted.sum(1))
         if self._rest is not None:
             for where, columns in zip(self._rest.where, (z.mT @ self._rest.rows).split(self._split(), dim=1), strict=True):
-                total[:, where] = columns
-        return total.mT
+                total[:, where] += columns
 
-    def project(self, x: Tensor) -> Tensor:
-        """``G^T x: [N, k]`` for ``x: [n, k]``; cost ``N n k``."""
-        total = self._empty(x.shape[1], self.width).mT
-        vectors = x.mT.contiguous()
+    def project(self, rows: Tensor) -> Tensor:
+        """``G^T x: [N, k]`` for vectors ``x`` that are the rows of ``[k, n]``; cost ``N n k``."""
+        total = self._empty(len(rows), self.width)
         for part in self._linear:
-            for column, vector in zip(total.mT, vectors, strict=True):
+            for inner, vector in zip(total, rows, strict=True):
                 if part.weight is not None:
-                    matrix = vector[part.weight].reshape(part.g.shape[1], part.a.shape[1])
-                    column.add_((matmul_nt(part.a, matrix) * part.g).sum(1))
+                    matrix = vector[part.weight].view(part.g.shape[1], part.a.shape[1])
+                    inner.add_((matmul_nt(part.a, matrix) * part.g).sum(1))
                 if part.bias is not None:
-                    column.add_(part.g @ vector[part.bias])
+                    inner.addmv_(part.g, vector[part.bias])
         if self._rest is not None:
-            total += self._rest.rows @ torch.cat([vectors[:, where] for where in self._rest.where], dim=1).mT
-        return total
+            total += torch.cat([rows[:, where] for where in self._rest.where], dim=1) @ self._rest.rows.mT
+        return total.mT
 
     def cross(self, other: ExampleGradients) -> Tensor:
         """``G^T G': [N, N']``; cost ``N N' (d_in + d_out)`` for a linear layer: ``<g a^T, g' a'^T> = <g, g'> <a, a'>``."""

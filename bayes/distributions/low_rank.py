@@ -49,17 +49,34 @@ class LowRankNormal(Normal):
         return self.diagonal
 
     @cached_property
+    def _std(self) -> Tensor:
+        """``d^-1/2``."""
+        return self.diagonal.rsqrt()
+
+    @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         """``Y^T: [L, n]`` and ``e: [L]``; vectors of length ``n`` are rows, contiguous in memory."""
-        scaled = self.factor.mT * self.diagonal.rsqrt()
+        scaled = self.factor.mT * self._std
         [(values, vectors)] = eigh_many([scaled @ scaled.mT])
         return vectors.mT @ scaled, values
 
+    def _reduced(self, v: Tensor, weights: Tensor) -> Tensor:
+        """``v - Y diag(weights) Y^T v``; the memory of a single vector is taken."""
+        y, _ = self._spectrum
+        return v.addmv_(y.mT, (y @ v) * weights, alpha=-1) if v.dim() == 1 else v - ((v @ y.mT) * weights) @ y
+
+    @cached_property
+    def _root_weights(self) -> Tensor:
+        s = (1 + self._spectrum[1]).sqrt()
+        return 1 / (s * (1 + s))
+
     def root(self, z: Tensor) -> Tensor:
         """See the class."""
-        y, e = self._spectrum
-        s = (1 + e).sqrt()
-        return (z - ((z @ y.mT) / (s * (1 + s))) @ y) * self.diagonal.rsqrt()
+        return self._reduced(z.clone(), self._root_weights).mul_(self._std)
+
+    def draw(self, generator: torch.Generator | None = None) -> Tensor:
+        """As in `Normal`, without a second tensor."""
+        return self._reduced(torch.empty_like(self.diagonal).normal_(generator=generator), self._root_weights).mul_(self._std)
 
     def multiply_precision(self, v: Tensor) -> Tensor:
         """``U (U^T v) + d v``."""
@@ -67,9 +84,7 @@ class LowRankNormal(Normal):
 
     def multiply_covariance(self, v: Tensor) -> Tensor:
         """By Woodbury."""
-        y, e = self._spectrum
-        half = v * self.diagonal.rsqrt()
-        return (half - ((half @ y.mT) / (1 + e)) @ y) * self.diagonal.rsqrt()
+        return self._reduced(v * self._std, 1 / (1 + self._spectrum[1])).mul_(self._std)
 
     @cached_property
     def _variances(self) -> Tensor:
@@ -80,6 +95,18 @@ class LowRankNormal(Normal):
         """``(1 - sum_k Y_ik^2 / (1 + e_k)) / d_i``; the difference has an absolute error of about the machine's epsilon."""
         return self._variances
 
+    @cached_property
+    def _trace(self) -> Tensor:
+        return self._variances.sum()
+
+    def trace(self) -> Tensor:
+        """Sum of the variances."""
+        return self._trace
+
+    @cached_property
+    def _logdet(self) -> Tensor:
+        return log_sum(self.diagonal) + self._spectrum[1].log1p().sum()
+
     def logdet_precision(self) -> Tensor:
         """See the class."""
-        return log_sum(self.diagonal) + self._spectrum[1].log1p().sum()
+        return self._logdet

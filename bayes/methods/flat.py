@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from natgrad_apps.bayes.distributions import Normal
-from natgrad_apps.bayes.methods.base import Batch, Learner, Momentum, Outcome, Problem
-from natgrad_apps.bayes.per_example import ExampleGradients, LinearPart, RowsPart, check_examples_independent, per_example_rows
+from natgrad_apps.bayes.methods.base import Learner, Momentum, Problem
 from natgrad_apps.bayes.posterior import Part, Posterior
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.layers.discover import discover
-from natgrad_apps.likelihoods import Likelihood
-from natgrad_apps.statistics.capture import Call, Capture
 
 
 class Flat:
@@ -65,6 +60,9 @@ class Flat:
 class FlatLearner(Learner):
     """A learner whose posterior is one part over all weights.
 
+    A step: `absorb` gets the gradient of each weight sample, `collect` adds up what else the method wants of the batch, `advance` updates
+    averages and mean with both.
+
     Args:
         problem: What is to be solved.
         lr: First learning rate.
@@ -75,6 +73,8 @@ class FlatLearner(Learner):
         super().__init__(problem, lr)
         self.flat = Flat(problem.weights.live)
         self.momentum = Momentum(momentum)
+        self._gradient: Tensor | None = None
+        self._moment: Tensor | None = None
         self._mean = self.flat.full(0.0)
         self._intrinsic_of: tuple[list[Tensor | None], float] = ([None] * len(self.flat.names), 0.0)
 
@@ -90,6 +90,50 @@ class FlatLearner(Learner):
     def follow(self) -> None:
         """Let the posterior have the averages' values."""
         self.posterior.replace({"weights": self.normal()})
+
+    @torch.no_grad()
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """Add the shares of one weight sample; zero where the loss does not depend on a parameter."""
+        live = self.problem.weights.live
+        self.absorb(self.flat.pack([gradients[name] if name in gradients else torch.zeros_like(p) for name, p in live.items()]))
+
+    def absorb(self, gradient: Tensor) -> None:
+        """Add the share ``[n]`` of one weight sample, which the model holds now; takes the tensor's memory."""
+        self._gradient = gradient if self._gradient is None else self._gradient.add_(gradient)
+
+    def collect(self, moment: Tensor) -> None:
+        """Add to the moment of the batch; takes the tensor's memory."""
+        self._moment = moment if self._moment is None else self._moment.add_(moment)
+
+    def discard(self) -> None:
+        """Forget gradient and moment of the step."""
+        super().discard()
+        self._gradient = self._moment = None
+
+    @torch.no_grad()
+    def update(self) -> bool:
+        """See `Learner`."""
+        gradient, moment = self._gradient, self._moment
+        assert gradient is not None
+        total = torch.dot(gradient, gradient)
+        finite = bool((total if moment is None else total + moment.sum()).isfinite())
+        try:
+            if finite:
+                self.steps += 1
+                self.advance(gradient, moment)
+                self.follow()
+        finally:
+            self.discard()
+        return finite
+
+    @abstractmethod
+    def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
+        """Update averages and mean.
+
+        Args:
+            gradient: Mean gradient ``[n]`` of the mean loss over the samples; its memory may be taken.
+            moment: What was collected, of any shape; its memory may be taken.
+        """
 
     def mean(self) -> Tensor:
         """``mu: [n]``, in memory that the next call takes."""
@@ -141,129 +185,6 @@ class FlatLearner(Learner):
     @abstractmethod
     def averages(self) -> dict[str, Tensor]:
         """What has to be saved, by attribute."""
-
-
-class RowsLearner(FlatLearner):
-    """A flat learner that looks at per-example gradients ``J_n^T v_n``: of the log-likelihood, and of further cotangents (`columns`).
-
-    Linear layers that are called once, on rows, give them as outer products of inputs and output gradients; every other parameter has
-    them from `torch.func`.
-
-    Args:
-        problem: What is to be solved.
-        lr: First learning rate.
-        momentum: Weight of the old value in the running average of the gradient.
-    """
-
-    def __init__(self, problem: Problem, lr: float, momentum: float) -> None:
-        super().__init__(problem, lr, momentum)
-        found = discover(problem.model)
-        self._layers = {
-            layer.modules[0]: layer
-            for layer in found.layers
-            if layer.spec.kind == "linear" and len(layer.modules) == 1 and not _reads_weight(layer.modules[0])
-        }
-        self._capture = Capture(list(self._layers.values()))
-        self._where = self.flat.slices()
-
-    def gather(self, batch: Batch) -> Outcome:
-        """Gradients of the examples at the weight sample that the model holds."""
-        check_examples_independent(self.problem.model)
-        task = self.problem.task
-        with self._capture.open():
-            outputs = self.forward(batch)
-            likelihood, targets = self.judge(outputs, batch)
-            with torch.no_grad():
-                nll = -likelihood.log_prob(targets).mean()
-                (score,) = likelihood.score(targets)
-            share = 1 / (likelihood.num_terms * batch.samples)
-            calls = self._single_calls(len(score))
-            if self.steps == 0:
-                calls = self._verified(calls, outputs, score)
-            with torch.no_grad():
-                examples = self._examples(batch, outputs, calls, score)
-                total = examples.sum().mul_(-share)
-                self.fold(examples, share)
-                for column in self.columns(likelihood):
-                    self.fold_column(self._examples(batch, outputs, calls, column), share)
-        self._gradients["weights"] = self._gradients["weights"] + total if "weights" in self._gradients else total
-        return Outcome(nll, task.squared_error(outputs.detach(), targets))
-
-    def _single_calls(self, examples: int) -> list[Call]:
-        """Calls of the layers that were called once, on one row for each example."""
-        count = Counter(call.module for call in self._capture.calls)
-        single = [call for call in self._capture.calls if call.module in self._layers and count[call.module] == 1]
-        return [call for call in single if call.x.dim() == 2 and len(call.x) == examples and call.x._version == call.version]
-
-    def _verified(self, calls: Sequence[Call], outputs: Tensor, score: Tensor) -> list[Call]:
-        """Calls whose outer products add up to autograd's gradient; a layer whose weight is also read elsewhere is left to `torch.func`."""
-        verified = []
-        tolerance = 1e-3 if score.dtype in (torch.float32, torch.float64) else 5e-2
-        for call in calls:
-            layer = self._layers[call.module]
-            wanted: list[Any] = [call.edge, *layer.parameters]
-            (g, *exact) = torch.autograd.grad(outputs, wanted, score, retain_graph=True)
-            own, dtype = iter(exact), self.flat.dtype
-            g = g.to(dtype)
-            pairs = [(next(own), g.mT @ call.x.to(dtype))] if layer.weight is not None else []
-            pairs += [(next(own), g.sum(0))] if layer.bias is not None else []
-            if all(torch.allclose(a.to(dtype), b, rtol=0, atol=tolerance * float(b.abs().max())) for a, b in pairs):
-                verified.append(call)
-            else:
-                del self._layers[call.module]
-        return verified
-
-    def _examples(self, batch: Batch, outputs: Tensor, calls: Sequence[Call], cotangents: Tensor) -> ExampleGradients:
-        """``J_n^T v_n`` for every example."""
-        weights, dtype = self.problem.weights, self.flat.dtype
-        found = torch.autograd.grad(outputs, [c.edge for c in calls], cotangents, retain_graph=True, allow_unused=True) if calls else ()
-        linear, covered = [], set()
-        for call, g in zip(calls, found, strict=True):
-            layer = self._layers[call.module]
-            own = [None if p is None else weights.names[p] for p in (layer.weight, layer.bias)]
-            covered.update(own)
-            gradient = call.x.new_zeros(len(call.x), layer.spec.d_out) if g is None else g
-            weight, bias = (None if name is None else self._where[name] for name in own)
-            linear.append(LinearPart(weight, bias, call.x.to(dtype), gradient.to(dtype)))
-        names = [name for name in self.flat.names if name not in covered]
-        rest = None
-        if names:
-            live = {name: weights.live[name] for name in names}
-            chunks = per_example_rows(self.problem.model, live, batch.inputs, cotangents)
-            rows = torch.cat([torch.cat([chunk[name].flatten(1).to(dtype) for name in names], dim=1) for chunk in chunks])
-            rest = RowsPart([self._where[name] for name in names], rows)
-        return ExampleGradients(self.flat.size, len(cotangents), linear, rest)
-
-    def take_vector(self) -> Tensor:
-        """Mean gradient ``[n]`` of the mean loss over the samples."""
-        found, self._gradients = self._gradients, {}
-        return found["weights"]
-
-    def fold(self, examples: ExampleGradients, share: float) -> None:
-        """Look at the gradients of the log-likelihood of examples.
-
-        Args:
-            examples: The gradients.
-            share: ``1 / (terms samples)``.
-        """
-
-    def columns(self, likelihood: Likelihood) -> Iterator[Tensor]:
-        """Further cotangents ``[N, ...]`` whose gradients are wanted."""
-        del likelihood
-        yield from ()
-
-    def fold_column(self, examples: ExampleGradients, share: float) -> None:
-        """Look at the gradients of one of `columns`.
-
-        Args:
-            examples: The gradients.
-            share: As in `fold`.
-        """
-
-
-def _reads_weight(module: nn.Module) -> bool:
-    """Whether a module's weight is computed (parametrized), so that its gradient is no outer product."""
-    return nn.utils.parametrize.is_parametrized(module)
 
 
 def check_size(size: int, largest: int, what: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +9,10 @@ from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DenseNormal, Normal
 from natgrad_apps.bayes.methods.base import Method, Problem
-from natgrad_apps.bayes.methods.flat import RowsLearner, check_size
+from natgrad_apps.bayes.methods.flat import check_size
+from natgrad_apps.bayes.methods.rows import RowsLearner
 from natgrad_apps.bayes.per_example import ExampleGradients
 from natgrad_apps.errors import check_fraction, check_positive, unknown_name
-from natgrad_apps.likelihoods import Likelihood
 from natgrad_apps.linalg.products import gram
 from natgrad_apps.linalg.spd import cholesky_many
 
@@ -79,11 +78,10 @@ class FullLearner(RowsLearner):
     """
 
     def __init__(self, problem: Problem, method: FullGaussian) -> None:
-        super().__init__(problem, method.lr, method.momentum)
+        super().__init__(problem, method.lr, method.momentum, method.fisher)
         check_size(self.flat.size, method.max_size, "the full covariance")
         self.method = method
         self.curvature = torch.diag(self.flat.full(method.initial_curvature))
-        self._pending = torch.zeros_like(self.curvature)
         self.begin()
 
     def _intrinsic_matrix(self) -> Tensor:
@@ -97,41 +95,18 @@ class FullLearner(RowsLearner):
         return DenseNormal(factor)
 
     def fold(self, examples: ExampleGradients, share: float) -> None:
-        """Add the second moment of the gradients for ``"empirical"``."""
-        if self.method.fisher == "empirical":
-            self._pending.add_(gram(examples.dense()), alpha=share)
+        """Add ``G G^T``."""
+        self.collect(gram(examples.dense()).mul_(share))
 
-    def columns(self, likelihood: Likelihood) -> Iterator[Tensor]:
-        """Columns of a root of the outputs' Fisher for ``"exact"``."""
-        if self.method.fisher == "exact":
-            for (column,) in likelihood.fisher_columns():
-                yield column
-
-    def fold_column(self, examples: ExampleGradients, share: float) -> None:
-        """Add ``J^T v v^T J``."""
-        self._pending.add_(gram(examples.dense()), alpha=share)
-
-    def discard(self) -> None:
-        """Forget the batch's matrix too."""
-        super().discard()
-        self._pending = torch.zeros_like(self.curvature)
-
-    @torch.no_grad()
-    def update(self) -> bool:
-        """See `FullGaussian`."""
-        gradient, batch = self.take_vector(), self._pending
-        self.discard()
-        if not bool((batch.sum() + gradient.sum()).isfinite()):
-            return False
-        self.steps += 1
+    def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
+        """See `FullGaussian`; `moment` is ``F_batch``."""
+        assert moment is not None
         gamma = self._intrinsic_matrix()
-        self.curvature = self.curvature.lerp(batch, 1 - self.method.decay)
+        self.curvature = self.curvature.lerp(moment, 1 - self.method.decay)
         damping = torch.diag(self.flat.full(self.method.damping))
         [factor] = cholesky_many([self.curvature + gamma + damping])
         average = self.average(gradient.addmv(gamma, self.deviation())) / self.momentum.correction
         self.move(torch.cholesky_solve(average.unsqueeze(-1), factor).squeeze(-1))
-        self.follow()
-        return True
 
     def averages(self) -> dict[str, Tensor]:
         """``F``."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
-from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
+from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.flat import FlatLearner
 from natgrad_apps.errors import ConfigError, check_fraction, check_positive
 
@@ -78,49 +78,30 @@ class IVONLearner(FlatLearner):
         super().__init__(problem, method.lr, method.betas[0])
         self.method = method
         self.hessian = self.flat.full(method.initial_curvature)
-        self._products: Tensor | None = None
         self.begin()
 
     def normal(self) -> Normal:
         """Precision ``(h + gamma) N / lambda``."""
         return DiagonalNormal(torch.add(self.hessian, self.intrinsic()).div_(self.problem.scale))
 
-    def gather(self, batch: Batch) -> Outcome:
+    def absorb(self, gradient: Tensor) -> None:
         """The gradient, and its product with the noise."""
-        before, self._gradients = self._gradients.get("weights"), {}
-        outcome = super().gather(batch)
-        found = self.flat.gather(self.take())
         noise = self.flat.gather(self.problem.weights.live).sub_(self.mean())
-        self._products = found * noise if self._products is None else self._products.addcmul_(found, noise)
-        self._gradients = {"weights": found if before is None else found.add_(before)}
-        return outcome
+        self.collect(noise.mul_(gradient))
+        super().absorb(gradient)
 
-    def discard(self) -> None:
-        """Forget the product too."""
-        super().discard()
-        self._products = None
-
-    @torch.no_grad()
-    def update(self) -> bool:
-        """See `IVON`."""
-        gradient, products = self._gradients["weights"], self._products
-        self.discard()
-        assert products is not None
-        if not bool((products.sum() + gradient.sum()).isfinite()):
-            return False
-        self.steps += 1
+    def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
+        """See `IVON`; `moment` is the mean product."""
+        assert moment is not None
         gamma, rate, mu = self.intrinsic(), 1 - self.method.betas[1], self.deviation()
         # The noise came from the posterior's own precision, which is older than a prior that was learned since.
         (part,) = self.posterior.parts.values()
-        estimate = part.normal.multiply_precision(products)
-        change = estimate.sub_(self.hessian)
+        change = part.normal.multiply_precision(moment).sub_(self.hessian)
         correction = change.square().div_(self.hessian + gamma)
         self.hessian.add_(change, alpha=rate).add_(correction, alpha=0.5 * rate**2)
         direction = torch.addcmul(self.average(gradient) / self.momentum.correction, gamma, mu).div_(self.hessian + gamma)
         limit = self.method.clip
         self.move(direction.clamp_(-limit, limit).mul_(self.method.initial_curvature + gamma))
-        self.follow()
-        return True
 
     def averages(self) -> dict[str, Tensor]:
         """``h``."""

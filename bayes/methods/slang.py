@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,9 @@ from torch import Tensor
 from natgrad_apps.bayes.distributions import LowRankNormal, Normal
 from natgrad_apps.bayes.eigensolver import OuterSum, leading_factor
 from natgrad_apps.bayes.methods.base import Method, Problem
-from natgrad_apps.bayes.methods.flat import RowsLearner
+from natgrad_apps.bayes.methods.rows import RowsLearner
 from natgrad_apps.bayes.per_example import ExampleGradients
 from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
-from natgrad_apps.likelihoods import Likelihood
 
 
 @dataclass(frozen=True)
@@ -30,25 +29,31 @@ class SLANG(Method):
         d  <- decay d + max(0, diag(C C^T) - diag(U U^T))
         mu <- mu - lr (U U^T + diag(d + gamma + damping))^-1 (momentum(g) + gamma mu)
 
-    so the diagonal of ``F`` is that of the average, exactly. The eigenpairs come from products with ``C`` only.
+    so the diagonal of ``F`` is that of the average, exactly. The eigenpairs are exact, from inner products of the columns of ``C``.
 
-    Departures from the paper: the prior's share of the diagonal is ``gamma`` itself, not its running average, so a learned prior acts at
-    once; per-example gradients come from `torch.func`, for any layer; Rayleigh-Ritz in place of Nystrom; learning rates are constant unless
-    `Variational.set_lr` changes them.
+    Curvature costs several times what a gradient does. `statistics_period` and `subsample` spend it less often and on fewer examples
+    (with weights that leave the expectation of ``G G^T`` as it is); every step draws, and steps along the whole batch's gradient.
 
-    Cost: see `natgrad_apps.bayes.eigensolver.leading_factor`, with ``c = L + M K`` columns; memory ``2 n L``, and ``M K`` inputs and output
-    gradients of linear layers, or gradients of other parameters.
+    Departures from the paper: those two, where 1 and 1 are the paper; the prior's share of the diagonal is ``gamma`` itself, not its
+    running average, so a learned prior acts at once; per-example gradients come from `torch.func`, for any layer; the eigensolver; learning
+    rates are constant unless `Variational.set_lr` changes them.
+
+    Cost: a step that is not due: four products of a vector with ``U`` beyond Adam's. One that is due: see
+    `natgrad_apps.bayes.eigensolver.leading_factor`, with ``c = L + M K / subsample`` columns. Memory ``3 n L`` (``5 n L`` with extrinsic
+    damping), and ``c`` inputs and output gradients of linear layers, or gradients of other parameters.
     Reference: Mishkin, Kunstner, Nielsen, Schmidt & Khan, SLANG: Fast structured covariance approximations for Bayesian deep learning with
     natural gradient, NeurIPS 2018, arXiv 1811.04504, algorithm 1.
 
     Attributes:
         rank: ``L``.
         lr: Learning rate.
-        decay: Weight of the old value of the curvature.
+        decay: Weight of the old value of the curvature, when it is renewed.
         momentum: Weight of the old value of the gradient's average.
         damping: Extrinsic damping; never part of the posterior.
         fisher: ``"empirical"``, or ``"exact"`` for the generalized Gauss-Newton matrix (a row for each example and output).
         initial_curvature: First value of ``d``; ``U`` begins at zero.
+        statistics_period: Steps between renewals of the curvature.
+        subsample: The curvature is that of every `subsample`-th example.
 
     Raises:
         ConfigError: A value is not legal.
@@ -61,10 +66,14 @@ class SLANG(Method):
     damping: float = 0.0
     fisher: str = "empirical"
     initial_curvature: float = 1.0
+    statistics_period: int = 1
+    subsample: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.rank, int) or isinstance(self.rank, bool) or self.rank < 1:
-            raise ConfigError(f"rank must be an integer >= 1, got {self.rank!r}")
+        for name in ("rank", "statistics_period", "subsample"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
         check_positive("lr", self.lr, allow_zero=True)
         check_fraction("decay", self.decay)
         check_fraction("momentum", self.momentum)
@@ -86,79 +95,85 @@ class SLANGLearner(RowsLearner):
         method: Hyperparameters.
 
     Attributes:
-        factor: ``U``.
         diagonal: ``d``.
     """
 
     def __init__(self, problem: Problem, method: SLANG) -> None:
-        super().__init__(problem, method.lr, method.momentum)
+        super().__init__(problem, method.lr, method.momentum, method.fisher)
         if method.rank > self.flat.size:
             raise ConfigError(f"rank={method.rank} is more than the number of weights, {self.flat.size}; use FullGaussian or a lower rank")
         self.method = method
-        self.factor = torch.zeros(self.flat.size, method.rank, dtype=self.flat.dtype, device=self.flat.device)
+        self._rows = torch.zeros(method.rank, self.flat.size, dtype=self.flat.dtype, device=self.flat.device)
         self.diagonal = self.flat.full(method.initial_curvature)
-        self._examples_seen: list[ExampleGradients] = []
-        self._generator = torch.Generator(device=self.flat.device)
-        self._generator.manual_seed(problem.seed)
+        self._seen: list[ExampleGradients] = []
+        self._followed: Tensor | None = None
         self.begin()
 
-    def normal(self) -> Normal:
-        """``(U U^T + diag(d + gamma)) N / lambda``."""
-        scale = self.problem.scale
-        return LowRankNormal(self.factor / scale**0.5, (self.diagonal + self.intrinsic()) / scale)
+    @property
+    def factor(self) -> Tensor:
+        """``U: [n, L]``, its columns contiguous in memory."""
+        return self._rows.mT
+
+    @factor.setter
+    def factor(self, value: Tensor) -> None:
+        self._rows = value.mT.contiguous()
+
+    @property
+    def due(self) -> bool:
+        """Every `statistics_period` steps."""
+        return self.steps % self.method.statistics_period == 0
+
+    def chosen(self, examples: int) -> slice:
+        """Every `subsample`-th example, the first one moving from one time to the next."""
+        stride = min(self.method.subsample, examples)
+        return slice(self.steps // self.method.statistics_period % stride, None, stride)
 
     def fold(self, examples: ExampleGradients, share: float) -> None:
-        """Keep the gradients for ``"empirical"``."""
-        if self.method.fisher == "empirical":
-            self._examples_seen.append(examples.scaled(share**0.5))
-
-    def columns(self, likelihood: Likelihood) -> Iterator[Tensor]:
-        """Columns of a root of the outputs' Fisher for ``"exact"``."""
-        if self.method.fisher == "exact":
-            for (column,) in likelihood.fisher_columns():
-                yield column
-
-    def fold_column(self, examples: ExampleGradients, share: float) -> None:
-        """Keep ``J^T v``."""
-        self._examples_seen.append(examples.scaled(share**0.5))
+        """Keep the gradients; their sum of squares tells whether they are finite."""
+        self._seen.append(examples.scaled(((1 - self.method.decay) * share) ** 0.5))
+        self.collect(examples.squares().sum())
 
     def discard(self) -> None:
         """Forget the gradients too."""
         super().discard()
-        self._examples_seen = []
+        self._seen = []
 
-    @torch.no_grad()
-    def update(self) -> bool:
+    def normal(self) -> Normal:
+        """``(U U^T + diag(d + gamma)) N / lambda``."""
+        scale = self.problem.scale
+        return LowRankNormal((self._rows / scale**0.5).mT, (self.diagonal + self.intrinsic()) / scale)
+
+    def follow(self) -> None:
+        """Decompose anew if the curvature or the prior has changed."""
+        if self.intrinsic() is self._followed:
+            return
+        self._followed = self.intrinsic()
+        super().follow()
+        normal = self.posterior.parts["weights"].normal
+        assert isinstance(normal, LowRankNormal)
+        self._damped, self._unit = normal, self.problem.scale
+        if self.method.damping > 0:  # else the posterior is the damped curvature already
+            self._damped, self._unit = LowRankNormal(self.factor, self.diagonal + self._followed + self.method.damping), 1.0
+
+    def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
         """See `SLANG`."""
-        gradient, seen = self.take_vector(), self._examples_seen
-        self.discard()
-        decay, gamma = self.method.decay, self.intrinsic()
-        matrix = OuterSum(self.factor * decay**0.5, [part.scaled((1 - decay) ** 0.5) for part in seen])
-        diagonal = matrix.diagonal()
-        if not bool((diagonal.sum() + gradient.sum()).isfinite()):
-            return False
-        self.steps += 1
-        self.factor = leading_factor(matrix, self.method.rank, self.factor, self._generator)
-        rest = diagonal.sub_(self.factor.square().sum(1)).clamp_min_(0)
-        self.diagonal = self.diagonal * decay + rest
-        direction = torch.addcmul(self.average(gradient) / self.momentum.correction, gamma, self.deviation())
+        del moment
+        if self._seen:
+            matrix = OuterSum(self._rows * self.method.decay**0.5, self._seen)
+            diagonal = matrix.diagonal()
+            self._rows = leading_factor(matrix, self.method.rank)
+            rest = diagonal.sub_(torch.linalg.vector_norm(self._rows, dim=0).square_()).clamp_min_(0)
+            self.diagonal = rest.add_(self.diagonal, alpha=self.method.decay)
+            self._followed = None
         self.follow()
-        if self.method.damping == 0:  # the posterior is the damped curvature already, and has its decomposition
-            (part,) = self.posterior.parts.values()
-            self.move(part.normal.multiply_covariance(direction) / self.problem.scale)
-        else:
-            self.move(LowRankNormal(self.factor, self.diagonal + gamma + self.method.damping).multiply_covariance(direction))
-        return True
+        direction = torch.addcmul(self.average(gradient) / self.momentum.correction, self.intrinsic(), self.deviation())
+        self.move(self._damped.multiply_covariance(direction), factor=1 / self._unit)
 
     def averages(self) -> dict[str, Tensor]:
         """``U`` and ``d``."""
         return {"factor": self.factor, "diagonal": self.diagonal}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The generator too."""
-        return {**super().state_dict(), "generator": self._generator.get_state()}
-
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """Restore `state_dict`."""
         super().load_state_dict(saved)
-        self._generator.set_state(saved["generator"].cpu())
+        self._followed = None

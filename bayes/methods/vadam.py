@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
-from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
+from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.flat import FlatLearner
 from natgrad_apps.errors import check_fraction, check_positive
 
@@ -103,8 +103,7 @@ class SquaresLearner(FlatLearner):
         super().__init__(problem, method.lr, momentum)
         self._first, self._decay, self._corrected = method.initial_curvature, decay, corrected
         self.squares = self.flat.full(self._first)
-        self._squares: Tensor | None = None
-        self._samples = 1
+        self._samples = 0
         self._root = self.flat.full(0.0)
         self.begin()
 
@@ -112,43 +111,28 @@ class SquaresLearner(FlatLearner):
         """Precision ``(s + gamma_in) N / lambda``."""
         return DiagonalNormal(torch.add(self.squares, self.intrinsic()).div_(self.problem.scale))
 
-    def gather(self, batch: Batch) -> Outcome:
-        """The gradient, and the sum of its squares over the samples from the second one on."""
-        before, self._gradients = self._gradients.get("weights"), {}
-        outcome = super().gather(batch)
-        found = self.flat.gather(self.take())  # 1/K of the sample's gradient
-        self._samples = batch.samples
+    def absorb(self, gradient: Tensor) -> None:
+        """The gradient; from the second sample on, the squares of each."""
+        before = self._gradient
+        self._samples = 1 if before is None else self._samples + 1
         if before is not None:
-            self._squares = (before.square() if self._squares is None else self._squares).addcmul_(found, found)
-            found.add_(before)
-        self._gradients = {"weights": found}
-        return outcome
+            if self._samples == 2:
+                self.collect(before.square())
+            self.collect(gradient.square())
+        super().absorb(gradient)
 
-    def discard(self) -> None:
-        """Forget the squares too."""
-        super().discard()
-        self._squares = None
-
-    @torch.no_grad()
-    def update(self) -> bool:
-        """See `Vadam`."""
-        gradient, squares = self._gradients["weights"], self._squares
-        self.discard()
-        if not bool((torch.dot(gradient, gradient) if squares is None else squares.sum()).isfinite()):
-            return False
-        self.steps += 1
+    def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
+        """See `Vadam`; `gradient` is the sum of ``g_k / K`` over the samples, `moment` that of its squares."""
         share, shrunk = (1 - self._decay) * self._samples, self._decay**self.steps if self._corrected else 0.0
         self.squares.mul_(self._decay)
-        if squares is None:
+        if moment is None:
             self.squares.addcmul_(gradient, gradient, value=share)
         else:
-            self.squares.add_(squares, alpha=share)
+            self.squares.add_(moment, alpha=share)
         average = self.average(gradient.addcmul_(self.intrinsic(), self.deviation()))
         torch.sub(self.squares, shrunk * self._first, out=self._root)
         self._root.clamp_min_(0).sqrt_().mul_((1 - shrunk) ** -0.5).add_(self.intrinsic())
         self.move(average, self._root, 1 / self.momentum.correction)
-        self.follow()
-        return True
 
     def averages(self) -> dict[str, Tensor]:
         """``s``."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
 from natgrad_apps.bayes.methods.base import Method, Problem
-from natgrad_apps.bayes.methods.flat import RowsLearner
+from natgrad_apps.bayes.methods.rows import RowsLearner
 from natgrad_apps.bayes.per_example import ExampleGradients
 from natgrad_apps.errors import check_fraction, check_positive
 
@@ -76,7 +76,6 @@ class VOGNLearner(RowsLearner):
         super().__init__(problem, method.lr, method.momentum)
         self.method = method
         self.squares = self.flat.full(method.initial_curvature)
-        self._pending = self.flat.full(0.0)
         self.begin()
 
     def normal(self) -> Normal:
@@ -85,27 +84,15 @@ class VOGNLearner(RowsLearner):
 
     def fold(self, examples: ExampleGradients, share: float) -> None:
         """Add the squares."""
-        self._pending.add_(examples.squares(), alpha=share)
+        self.collect(examples.squares().mul_(share))
 
-    def discard(self) -> None:
-        """Forget the squares too."""
-        super().discard()
-        self._pending = self.flat.full(0.0)
-
-    @torch.no_grad()
-    def update(self) -> bool:
-        """See `VOGN`."""
-        gradient, squares = self.take_vector(), self._pending
-        self.discard()
-        if not bool((squares.sum() + gradient.sum()).isfinite()):
-            return False
-        self.steps += 1
+    def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
+        """See `VOGN`; `moment` are the squares."""
+        assert moment is not None
         gamma = self.intrinsic()
-        self.squares.lerp_(squares, 1 - self.method.decay)
+        self.squares.lerp_(moment, 1 - self.method.decay)
         average = self.average(gradient.addcmul_(gamma, self.deviation()))
-        self.move(average, self.squares + gamma + self.method.damping, 1 / self.momentum.correction)
-        self.follow()
-        return True
+        self.move(average, torch.add(self.squares, gamma, out=moment).add_(self.method.damping), 1 / self.momentum.correction)
 
     def averages(self) -> dict[str, Tensor]:
         """``s``."""

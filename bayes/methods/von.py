@@ -76,7 +76,6 @@ class VONLearner(FlatLearner):
         super().__init__(problem, method.lr, 0.0)
         self.method = method
         self.hessian = self.flat.full(method.initial_curvature)
-        self._pending = self.flat.full(0.0)
         self._generator = torch.Generator(device=self.flat.device)
         self._generator.manual_seed(problem.seed)
         self.begin()
@@ -103,27 +102,14 @@ class VONLearner(FlatLearner):
             products = torch.autograd.grad(
                 curved, list(live.values()), vectors, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            self._pending.add_(self.flat.pack(products) * probe, alpha=share)
+            self.collect(self.flat.pack(products) * probe * share)
         return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets))
 
-    def discard(self) -> None:
-        """Forget the diagonal of the batch too."""
-        super().discard()
-        self._pending = self.flat.full(0.0)
-
-    @torch.no_grad()
-    def update(self) -> bool:
-        """See `VON`."""
-        gradient, batch = self.flat.gather(self.take()), self._pending
-        self.discard()
-        if not bool((batch.sum() + gradient.sum()).isfinite()):
-            return False
-        self.steps += 1
+    def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
+        """See `VON`; `moment` is the diagonal, None if no gradient depends on a weight."""
         gamma = self.intrinsic()
-        self.hessian.lerp_(batch, 1 - self.method.decay)
+        self.hessian.lerp_(torch.zeros_like(gradient) if moment is None else moment, 1 - self.method.decay)
         self.move(gradient.addcmul(gamma, self.deviation()), self.hessian.clamp_min(0) + gamma + self.method.damping)
-        self.follow()
-        return True
 
     def averages(self) -> dict[str, Tensor]:
         """``s``."""
