@@ -6,6 +6,7 @@ import difflib
 import importlib.util
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,8 @@ def make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
         ConfigError: The environment does not exist, lacks a package, or refuses its arguments.
     """
     has_arcade = _register_arcade()
+    if env_id in gym.registry and "mujoco" in str(gym.registry[env_id].entry_point):
+        _tell_mujoco_warnings_once()
     try:
         return gym.make(env_id, **kwargs)
     except gym_error.DependencyNotInstalled as error:
@@ -179,6 +182,27 @@ def _register_arcade() -> bool:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     gym.register_envs(ale_py)
     return True
+
+
+def _tell_mujoco_warnings_once() -> None:
+    """Show what MuJoCo warns of, once, and not what the models that Gymnasium ships should be rewritten for.
+
+    By itself it writes each warning to the screen and into a file of the working directory, for each copy of the environment anew.
+    """
+    if importlib.util.find_spec("mujoco") is None:
+        return
+    import mujoco  # noqa: PLC0415  (an optional package)
+
+    told: set[str] = set()
+
+    def tell(message: str) -> None:
+        if "is deprecated" not in message and message not in told:
+            told.add(message)
+            print(f"MuJoCo warning: {message}", file=sys.stderr, flush=True)
+
+    set_handler = getattr(mujoco, "set_mju_user_warning", None)
+    if set_handler is not None:
+        set_handler(tell)
 
 
 def _nearest(env_id: str) -> str:

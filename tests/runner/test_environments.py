@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -148,6 +150,27 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gym, "make", missing)
     with pytest.raises(ConfigError, match=r"needs a package that is not installed: .*pip install"):
         make("LunarLander-v3", {})
+
+
+def test_mujoco_says_each_warning_once_and_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    mujoco = pytest.importorskip("mujoco")
+    monkeypatch.chdir(tmp_path)
+    handlers: list[Callable[[str], None]] = []
+    monkeypatch.setattr(mujoco, "set_mju_user_warning", handlers.append)
+    make("HalfCheetah-v5", {}).close()
+    capfd.readouterr()
+    (tell,) = handlers
+    for message in ("attribute 'x' is deprecated", "Nan, Inf or huge value", "Nan, Inf or huge value"):
+        tell(message)
+    assert capfd.readouterr().err == "MuJoCo warning: Nan, Inf or huge value\n"
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "MUJOCO_LOG.TXT").unlink(missing_ok=True)  # of the run above, whose handler was not installed
+    make("HalfCheetah-v5", {}).close()
+    assert capfd.readouterr().err == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_missing_ale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
