@@ -77,10 +77,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     given = parser.parse_args(argv)
     torch.set_num_threads(1)
     print(f"seeds {given.seeds}, {given.epochs} epochs; torch {torch.__version__}, Python {platform.python_version()}", flush=True)
-    print(
-        f"| set | method | metric | {START} labels | {START + ROUNDS}, chosen | {START + ROUNDS}, random | chosen - random, mean of the curve |"
-    )
-    print("|---|---|---|---|---|---|---|", flush=True)
+    heads = (f"{START} labels", f"{START + ROUNDS}, chosen", f"{START + ROUNDS}, random", "chosen - random, whole curve")
+    print("| set | method | metric | " + " | ".join(heads) + " |\n|---|---|---|---|---|---|---|", flush=True)
     for name in given.sets:
         for method in given.methods:
             recipe = RecipeConfig(method=method, training=FitConfig(epochs=given.epochs))
