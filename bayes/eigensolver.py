@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.per_example import ExampleGradients
-from natgrad_apps.linalg.products import gram
+from natgrad_apps.linalg.products import gram, matmul_nt
 from natgrad_apps.linalg.spd import eigh_many
 
 
 class OuterSum:
-    """``C C^T`` with ``C = [U, G_1, G_2, ...]: [n, c]``.
+    """``C C^T`` with ``C = [w U, G_1, G_2, ...]: [n, c]``.
 
     Args:
         rows: ``U^T: [L, n]``.
         examples: ``G_i``, gradients of examples by column; all with the same parts.
+        weight: ``w``.
     """
 
-    def __init__(self, rows: Tensor, examples: Sequence[ExampleGradients]) -> None:
-        self.rows, self.examples = rows, list(examples)
+    def __init__(self, rows: Tensor, examples: Sequence[ExampleGradients], weight: float = 1.0) -> None:
+        self.rows, self.examples, self.weight = rows, list(examples), weight
 
     @property
     def width(self) -> int:
@@ -31,14 +32,14 @@ class OuterSum:
     def expand(self, coefficients: Tensor) -> Tensor:
         """``(C z)^T: [k, n]`` for ``z: [c, k]``; cost ``n c k``."""
         first, *parts = coefficients.split([len(self.rows), *(part.width for part in self.examples)])
-        total = first.mT @ self.rows
+        total = (first.mT * self.weight) @ self.rows
         for part, z in zip(self.examples, parts, strict=True):
             part.expand(z, total)
         return total
 
     def diagonal(self) -> Tensor:
         """``[n]``."""
-        total = torch.linalg.vector_norm(self.rows, dim=0).square_()
+        total = squared_columns(self.rows).mul_(self.weight**2)
         for part in self.examples:
             total += part.squares()
         return total
@@ -46,15 +47,23 @@ class OuterSum:
     def inner(self) -> Tensor:
         """``C^T C: [c, c]``; for linear layers ``<g a^T, g' a'^T> = <g, g'> <a, a'>``, so no gradient of an example is formed."""
         blocks = [[part.cross(other) for other in self.examples] for part in self.examples]
-        mixed = [part.project(self.rows) for part in self.examples]
-        lines = [torch.cat([self.rows @ self.rows.mT, *(m.mT for m in mixed)], dim=1)]
+        mixed = [part.project(self.rows) * self.weight for part in self.examples]
+        lines = [torch.cat([matmul_nt(self.rows, self.rows) * self.weight**2, *(m.mT for m in mixed)], dim=1)]
         lines += [torch.cat([m, *line], dim=1) for m, line in zip(mixed, blocks, strict=True)]
         full = torch.cat(lines)
         return (full + full.mT) / 2
 
     def dense(self) -> Tensor:
         """``C C^T: [n, n]``; for few weights."""
-        return torch.stack([gram(part) for part in (self.rows, *(p.dense() for p in self.examples))]).sum(0)
+        return torch.stack([gram(part) for part in (self.rows * self.weight, *(p.dense() for p in self.examples))]).sum(0)
+
+
+def squared_columns(rows: Tensor) -> Tensor:
+    """Sums of squares over the rows, ``[n]`` for ``[L, n]``; row by row, because reductions over a first dimension are slow."""
+    total = torch.zeros_like(rows[0])
+    for row in rows:
+        total.addcmul_(row, row)
+    return total
 
 
 def leading_factor(matrix: OuterSum, rank: int) -> Tensor:

@@ -11,6 +11,8 @@ from torch import Tensor
 from natgrad_apps.bayes.distributions.base import Normal, log_sum
 from natgrad_apps.linalg.spd import eigh_many
 
+_PART = 2**15
+
 
 @dataclass(frozen=True)
 class LowRankNormal(Normal):
@@ -56,9 +58,18 @@ class LowRankNormal(Normal):
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         """``Y^T: [L, n]`` and ``e: [L]``; vectors of length ``n`` are rows, contiguous in memory."""
-        scaled = self.factor.mT * self._std
-        [(values, vectors)] = eigh_many([scaled @ scaled.mT])
-        return vectors.mT @ scaled, values
+        rows, parts = self.factor.mT, self._parts()
+        inner = torch.stack([(part := rows[:, c] * self._std[c]) @ part.mT for c in parts]).sum(0)
+        [(values, vectors)] = eigh_many([inner])
+        y = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        for c in parts:
+            torch.mm(vectors.mT, rows[:, c] * self._std[c], out=y[:, c])
+        return y, values
+
+    def _parts(self) -> list[slice]:
+        """Ranges of elements: what is made of a range of `factor` stays in the processor's cache."""
+        step = self.size if self.diagonal.is_cuda else _PART
+        return [slice(start, start + step) for start in range(0, self.size, step)]
 
     def _reduced(self, v: Tensor, weights: Tensor) -> Tensor:
         """``v - Y diag(weights) Y^T v``; the memory of a single vector is taken."""
@@ -89,7 +100,8 @@ class LowRankNormal(Normal):
     @cached_property
     def _variances(self) -> Tensor:
         y, e = self._spectrum
-        return (1 - y.square().mT @ (1 / (1 + e))).clamp_min(torch.finfo(y.dtype).eps) / self.diagonal
+        shares = [1 - y[:, c].square().mT @ (1 / (1 + e)) for c in self._parts()]
+        return torch.cat(shares).clamp_min_(torch.finfo(y.dtype).eps).div_(self.diagonal)
 
     def variances(self) -> Tensor:
         """``(1 - sum_k Y_ik^2 / (1 + e_k)) / d_i``; the difference has an absolute error of about the machine's epsilon."""
@@ -97,10 +109,12 @@ class LowRankNormal(Normal):
 
     @cached_property
     def _trace(self) -> Tensor:
-        return self._variances.sum()
+        y, e = self._spectrum
+        lost = torch.stack([(y[:, c] * self._std[c]).square_().sum(1) for c in self._parts()]).sum(0)
+        return torch.linalg.vector_norm(self._std).square() - (lost / (1 + e)).sum()
 
     def trace(self) -> Tensor:
-        """Sum of the variances."""
+        """``sum_i 1 / d_i - sum_k (sum_i Y_ik^2 / d_i) / (1 + e_k)``."""
         return self._trace
 
     @cached_property

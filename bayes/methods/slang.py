@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions import LowRankNormal, Normal
-from natgrad_apps.bayes.eigensolver import OuterSum, leading_factor
+from natgrad_apps.bayes.eigensolver import OuterSum, leading_factor, squared_columns
 from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.rows import RowsLearner
 from natgrad_apps.bayes.per_example import ExampleGradients
@@ -159,10 +159,10 @@ class SLANGLearner(RowsLearner):
         """See `SLANG`."""
         del moment
         if self._seen:
-            matrix = OuterSum(self._rows * self.method.decay**0.5, self._seen)
+            matrix = OuterSum(self._rows, self._seen, self.method.decay**0.5)
             diagonal = matrix.diagonal()
             self._rows = leading_factor(matrix, self.method.rank)
-            rest = diagonal.sub_(torch.linalg.vector_norm(self._rows, dim=0).square_()).clamp_min_(0)
+            rest = diagonal.sub_(squared_columns(self._rows)).clamp_min_(0)
             self.diagonal = rest.add_(self.diagonal, alpha=self.method.decay)
             self._followed = None
         self.follow()

@@ -76,7 +76,7 @@ def test_products_of_example_gradients_are_those_of_the_dense_matrix() -> None:
     close(first.scaled(0.5).dense(), one / 2)
     factor = torch.randn(17, 2)
     whole = torch.cat([factor, one.mT, two.mT], 1)
-    outer = OuterSum(factor.mT.contiguous(), [first, second])
+    outer = OuterSum(2 * factor.mT.contiguous(), [first, second], 0.5)
     close(outer.inner(), whole.mT @ whole)
     close(outer.dense(), whole @ whole.mT)
     close(outer.expand(whole.mT @ x), (whole @ whole.mT @ x).mT)
