@@ -61,11 +61,12 @@ def measure_here(build: Callable[[], Contender], device: str) -> Memory:
     return Memory(peak, held)
 
 
-def measure_in_child(arguments: list[str]) -> Memory:
-    """`measure_here` in a new process, through the hidden ``--memory-child`` option of `step_cost.py`.
+def measure_in_child(arguments: list[str], module: str = "benchmarks.step_cost") -> Memory:
+    """`measure_here` in a new process, through the hidden ``--memory-child`` option of a benchmark.
 
     Args:
         arguments: Command-line arguments that name the contender.
+        module: The benchmark.
 
     Returns:
         Its memory.
@@ -73,7 +74,7 @@ def measure_in_child(arguments: list[str]) -> Memory:
     Raises:
         RuntimeError: The child failed.
     """
-    command = [sys.executable, "-m", "benchmarks.step_cost", *arguments]
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)})
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr[-2000:]}")
