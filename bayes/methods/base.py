@@ -93,9 +93,11 @@ class Learner(ABC):
         posterior: The variational distribution; one object for the whole training.
         lr: Learning rate now.
         steps: Number of steps taken.
+        terms: Number of likelihood terms of the last batch.
     """
 
     posterior: Posterior
+    terms: int = 1
 
     def __init__(self, problem: Problem, lr: float) -> None:
         self.problem = problem
@@ -134,6 +136,7 @@ class Learner(ABC):
                 f"the batch has {likelihood.num_terms} likelihood terms, more than num_data={self.problem.rows}; num_data counts those of "
                 "the whole training set, not of a batch"
             )
+        self.terms = likelihood.num_terms
         return likelihood, self.problem.task.targets(outputs, batch.y)
 
     def forward(self, batch: Batch) -> Tensor:

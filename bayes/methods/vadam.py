@@ -10,7 +10,7 @@ from torch import Tensor
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
 from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.flat import FlatLearner
-from natgrad_apps.errors import check_fraction, check_positive
+from natgrad_apps.errors import check_fraction, check_positive, unknown_name
 
 
 @dataclass(frozen=True)
@@ -21,15 +21,18 @@ class Vadam(Method):
 
         w = mu + e / sqrt((N/lambda) (s + gamma)),   gamma = lambda p / N,   g = gradient of the mean loss of the batch at w
         m <- b1 m + (1 - b1) (g + gamma mu)
-        s <- b2 s + (1 - b2) g^2
-        mu <- mu - lr  m / (1 - b1^t)  /  (sqrt((s - b2^t s0) / (1 - b2^t)) + gamma)
+        s <- b2 s + (1 - b2) c g^2
+        mu <- mu - lr  m / (1 - b1^t)  /  (sqrt((s - b2^t s0) / (1 - b2^t) / c) + gamma)
 
-    Departures from the paper: the correction of ``s`` takes out its first value ``s0``, so that ``s0`` matters for the posterior only and
-    the step without noise and prior is exactly Adam's (with ``gamma`` for its epsilon). ``g^2`` is averaged over the samples.
+    With ``g_i`` the gradients of the ``M`` terms of a batch, ``E g^2 = Var(g_i) / M + (E g_i)^2``: the square of a batch mean is too small
+    for the Fisher by the batch size, so with the paper's ``c = 1`` (``squares="batch"``) variances are too large (section 3.4 there).
+    ``squares="example"`` takes ``c = M``: at an optimum, where the mean gradient vanishes, ``E M g^2 = E g_i^2``. The step divides by ``c``
+    again, so it is the same.
 
-    ``g`` is a batch mean, so ``s`` underestimates the Fisher by about the batch size: variances are too large (Khan et al., section 3.4).
+    Departures from the paper: ``c``; the correction of ``s`` takes out its first value ``s0``, so that ``s0`` matters for the posterior
+    only and the step without noise and prior is exactly Adam's (with ``gamma`` for its epsilon). ``g^2`` is averaged over the samples.
 
-    Cost: Adam's plus a draw of ``n`` numbers and a copy of the weights; memory ``5 n``.
+    Cost: Adam's plus a draw of ``n`` numbers and a dozen operations on vectors; memory ``8 n``.
     Reference: Khan, Nielsen, Tangkaratt, Lin, Gal & Srivastava, Fast and scalable Bayesian deep learning by weight-perturbation in Adam,
     ICML 2018, arXiv 1806.04854, algorithm 2.
 
@@ -37,6 +40,7 @@ class Vadam(Method):
         lr: Learning rate.
         betas: ``b1`` and ``b2``, in [0, 1).
         initial_curvature: ``s0``.
+        squares: ``"example"`` or ``"batch"``.
 
     Raises:
         ConfigError: A value is not legal.
@@ -45,8 +49,10 @@ class Vadam(Method):
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.999)
     initial_curvature: float = 1.0
+    squares: str = "example"
 
     def __post_init__(self) -> None:
+        _check_squares(self.squares)
         check_positive("lr", self.lr, allow_zero=True)
         for i, beta in enumerate(self.betas):
             check_fraction(f"betas[{i}]", beta)
@@ -61,7 +67,8 @@ class Vadam(Method):
 class Vprop(Method):
     r"""Variational RMSprop.
 
-    As `Vadam` without momentum and without corrections: ``s <- b s + (1 - b) g^2``, ``mu <- mu - lr (g + gamma mu) / (sqrt(s) + gamma)``.
+    As `Vadam` without momentum and without corrections: ``s <- b s + (1 - b) c g^2``, ``mu <- mu - lr (g + gamma mu) / (sqrt(s / c) +
+    gamma)``.
 
     Reference: Khan, Liu, Tangkaratt & Gal, Vprop: Variational inference using RMSprop, 2017, arXiv 1712.01038.
 
@@ -69,6 +76,7 @@ class Vprop(Method):
         lr: Learning rate.
         decay: ``b`` in [0, 1).
         initial_curvature: First value of ``s``.
+        squares: ``"example"`` or ``"batch"``, see `Vadam`.
 
     Raises:
         ConfigError: A value is not legal.
@@ -77,8 +85,10 @@ class Vprop(Method):
     lr: float = 1e-3
     decay: float = 0.99
     initial_curvature: float = 1.0
+    squares: str = "example"
 
     def __post_init__(self) -> None:
+        _check_squares(self.squares)
         check_positive("lr", self.lr, allow_zero=True)
         check_fraction("decay", self.decay)
         check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
@@ -86,6 +96,11 @@ class Vprop(Method):
     def start(self, problem: Problem) -> SquaresLearner:
         """See `Method`."""
         return SquaresLearner(problem, self, momentum=0.0, decay=self.decay, corrected=False)
+
+
+def _check_squares(value: str) -> None:
+    if value not in ("example", "batch"):
+        raise unknown_name("squares", str(value), ("example", "batch"))
 
 
 class SquaresLearner(FlatLearner):
@@ -102,6 +117,7 @@ class SquaresLearner(FlatLearner):
     def __init__(self, problem: Problem, method: Vadam | Vprop, *, momentum: float, decay: float, corrected: bool) -> None:
         super().__init__(problem, method.lr, momentum)
         self._first, self._decay, self._corrected = method.initial_curvature, decay, corrected
+        self._by_example = method.squares == "example"
         self.squares = self.flat.full(self._first)
         self._samples = 0
         self._root = self.flat.full(0.0)
@@ -123,7 +139,8 @@ class SquaresLearner(FlatLearner):
 
     def advance(self, gradient: Tensor, moment: Tensor | None) -> None:
         """See `Vadam`; `gradient` is the sum of ``g_k / K`` over the samples, `moment` that of its squares."""
-        share, shrunk = (1 - self._decay) * self._samples, self._decay**self.steps if self._corrected else 0.0
+        scale = self.terms if self._by_example else 1
+        share, shrunk = (1 - self._decay) * self._samples * scale, self._decay**self.steps if self._corrected else 0.0
         self.squares.mul_(self._decay)
         if moment is None:
             self.squares.addcmul_(gradient, gradient, value=share)
@@ -131,7 +148,7 @@ class SquaresLearner(FlatLearner):
             self.squares.add_(moment, alpha=share)
         average = self.average(gradient.addcmul_(self.intrinsic(), self.deviation()))
         torch.sub(self.squares, shrunk * self._first, out=self._root)
-        self._root.clamp_min_(0).sqrt_().mul_((1 - shrunk) ** -0.5).add_(self.intrinsic())
+        self._root.clamp_min_(0).sqrt_().mul_(((1 - shrunk) * scale) ** -0.5).add_(self.intrinsic())
         self.move(average, self._root, 1 / self.momentum.correction)
 
     def averages(self) -> dict[str, Tensor]:

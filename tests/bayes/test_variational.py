@@ -110,6 +110,29 @@ def test_vadam_without_noise_and_prior_is_adam() -> None:
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("samples", [1, 3])
+def test_vadam_counts_squares_by_example_where_the_mean_gradient_vanishes(samples: int) -> None:
+    """At the least-squares solution, without noise: the mean over all batches of two of ``M g^2`` is that of ``g_i^2``, but for pairs
+    without replacement, whose mean has the variance ``(n - 2) / (n - 1) / 2`` of one with replacement."""
+    n = 6
+    x, y = torch.randn(n, 3), torch.randn(n, 1)
+    rows = (x @ torch.linalg.lstsq(x, y).solution - y) * x
+    found = {"example": torch.zeros(3), "batch": torch.zeros(3)}
+    for squares, total in found.items():
+        for pair in torch.combinations(torch.arange(n)):
+            model = nn.Linear(3, 1, bias=False)
+            model.weight.data = torch.linalg.lstsq(x, y).solution.mT.clone()
+            method = Vadam(lr=0.0, betas=(0.0, 0.0), squares=squares)
+            vi = Variational(model, method=method, task=Regression(), num_data=n, temperature=1e-30, num_samples=samples)
+            vi.step(x[pair], y[pair])
+            total += 1e-30 / n / vi.posterior.variances()["weight"].flatten() / (n * (n - 1) / 2)
+    expected = rows.square().mean(0) * (n - 2) / (n - 1)
+    # float64; gamma is 1e-31
+    torch.testing.assert_close(found["example"], expected, rtol=1e-9, atol=0)
+    torch.testing.assert_close(found["batch"], expected / 2, rtol=1e-9, atol=0)
+
+
+@pytest.mark.usefixtures("float64")
 def test_vogn_has_true_squares_of_every_parameter() -> None:
     """Against one backward pass an example: convolution with bias, shared weights and normalization included."""
 
