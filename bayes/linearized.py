@@ -12,7 +12,7 @@ there for Laplace posteriors, here for variational ones).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from natgrad_apps.bayes.per_example import CHUNK, per_example_rows
 from natgrad_apps.bayes.posterior import Part
 from natgrad_apps.bayes.variational import Variational
 from natgrad_apps.bayes.weights import evaluation_mode
+from natgrad_apps.errors import ShapeError
 
 DRAWS = 16
 """Draws that are pushed through the model together; the forward pass at the mean is shared by them."""
@@ -51,6 +52,36 @@ class Linearized:
         if scaled.shape[1] == 1:
             scaled = torch.cat([torch.zeros_like(scaled), scaled], 1)
         return scaled.softmax(-1)
+
+    def information_gain(self, targets: Tensor, noise_std: Tensor) -> Tensor:
+        r"""How much one observation tells of the weights: ``KL(q_n || q)`` in nats, ``[N]``, each input taken by itself.
+
+        ``q_n`` is the posterior of the linearized model after ``y_n = f(x_n, w) + e``, ``e ~ N(0, s^2 I)``, with ``q`` as the prior. With
+        ``K = J Sigma J^T``, ``S = K + s^2 I`` and the residual ``r = y_n - f(x_n, mu)``, Kalman's update moves the mean by
+        ``Sigma J^T S^-1 r`` and takes ``Sigma J^T S^-1 J Sigma`` from the covariance, so that::
+
+            KL(q_n || q) = 1/2 [r^T S^-1 K S^-1 r - tr(S^-1 K) + log det(S / s^2)]
+
+        Its expectation over ``r ~ N(0, S)`` is ``1/2 log det(S / s^2)``, the mutual information of observation and weights.
+
+        Args:
+            targets: ``[N, C]``.
+            noise_std: ``s``, 0-d.
+
+        Raises:
+            ShapeError: The targets do not have the shape of the outputs.
+        """
+        if targets.shape != self.mean.shape:
+            raise ShapeError(f"targets have the shape {tuple(targets.shape)}, the outputs {tuple(self.mean.shape)}; they must be equal")
+        residual, variance = (targets.double() - self.mean).unsqueeze(-1), noise_std.double().square()
+        eye = torch.eye(self.mean.shape[1], dtype=torch.float64, device=self.mean.device)
+        total = self.covariance + variance * eye
+        solved = torch.linalg.solve(total, torch.cat([residual, self.covariance], -1))
+        pull, ratio = solved[..., :1], solved[..., 1:]
+        shift = (pull.mT @ self.covariance @ pull).flatten()
+        trace = ratio.diagonal(dim1=-2, dim2=-1).sum(-1)
+        gain: Tensor = (shift - trace + torch.logdet(total / variance)) / 2
+        return gain
 
 
 @torch.no_grad()
@@ -92,21 +123,20 @@ def _covariance(vi: Variational, live: dict[str, nn.Parameter], inputs: tuple[Te
     jacobian = {name: torch.cat([chunk[name] for chunk in chunks]) for name in live}
     total = torch.zeros(rows, count, count, dtype=torch.float64, device=outputs.device)
     for part in vi.posterior.parts.values():
-        packed = vmap(_Pack(part))(*(jacobian[name] for name in part.parameters))
+        packed = vmap(_packing(part))(*(jacobian[name] for name in part.parameters))
         product = part.normal.multiply_covariance(packed)
         left, right = (v.reshape(rows, count, -1) for v in (packed, product))
         total += (left @ right.mT).double()
     return (total + total.mT) / 2
 
 
-@dataclass(frozen=True)
-class _Pack:
-    """`Part.pack` with its tensors as arguments."""
+def _packing(part: Part) -> Callable[..., Tensor]:
+    """`Part.pack` with its tensors as arguments; a function, because `vmap` prints what it is given."""
 
-    part: Part
+    def pack(*values: Tensor) -> Tensor:
+        return part.pack(values)
 
-    def __call__(self, *values: Tensor) -> Tensor:
-        return self.part.pack(values)
+    return pack
 
 
 @torch.no_grad()

@@ -106,12 +106,12 @@ class Variational:
                 )
         size = num_data if isinstance(num_data, DataSize) else DataSize(num_data)
         for name, count in (("num_data", size.rows), ("num_samples", num_samples)):
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise ConfigError(f"{name} must be an integer >= 1, got {count!r}")
+            _check_count(name, count)
         check_positive("augmentation", size.augmentation)
         self._warm_up = temperature if isinstance(temperature, WarmUp) else WarmUp(end=temperature)
         temperature = self._warm_up.end
         self.method = method
+        self._augmentation = size.augmentation
         self.num_data, self.temperature, self.num_samples = size.rows * size.augmentation, temperature, num_samples
         self._points = Points(model) if isinstance(model, Partial) else None
         model = model.model if isinstance(model, Partial) else model
@@ -158,6 +158,16 @@ class Variational:
         self._learner.set_lr(lr)
         if self._points is not None and self._first_lr > 0:
             self._points.set_factor(lr / self._first_lr)
+
+    def set_num_data(self, rows: int) -> None:
+        """The data set has grown: `rows` likelihood terms, with the same augmentation; the next step knows it.
+
+        Raises:
+            ConfigError: It is no positive integer.
+        """
+        _check_count("num_data", rows)
+        self.num_data = rows * self._augmentation
+        self._problem.num_data, self._problem.rows = self.num_data, rows
 
     def step(self, x: Any, y: Tensor) -> StepInfo:
         """One step on a minibatch.
@@ -279,3 +289,8 @@ class Variational:
         self.prior.load_state_dict(saved["prior"])
         self.task.load_state_dict(saved["task"])
         self._generator.set_state(saved["generator"].cpu())
+
+
+def _check_count(name: str, count: object) -> None:
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise ConfigError(f"{name} must be an integer >= 1, got {count!r}")

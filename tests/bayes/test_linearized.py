@@ -27,7 +27,7 @@ from natgrad_apps.bayes import (
 from natgrad_apps.bayes.linearized import Linearized, linearize, sample_linearized
 from natgrad_apps.bayes.metrics import crps, gaussian_log_density
 from natgrad_apps.bayes.prediction import ClassificationPrediction, LinearizedRegression, RegressionPrediction, predict
-from natgrad_apps.errors import ConfigError
+from natgrad_apps.errors import ConfigError, ShapeError
 from tests.bayes._dense import precision_matrix
 
 pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore:.*have no layer adapter")]
@@ -158,3 +158,35 @@ def test_recurrent_layers_are_linearized_too() -> None:
     torch.testing.assert_close(found.mean, outputs, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(found.covariance[1], covariance[2:, 2:], rtol=1e-8, atol=1e-12)
     assert sample_linearized(vi, x, 3).shape == (3, 2, 2)
+
+
+def test_information_gain_is_the_divergence_of_the_updated_posterior() -> None:
+    # Two outputs, every weight: the conjugate update in matrices over all weights, and torch's divergence of two dense normals.
+    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 2))
+    vi = Variational(model, method=FullGaussian(), task=Regression(25.0), num_data=20)
+    x, y = torch.randn(6, 2), torch.randn(6, 2)
+    for _ in range(3):
+        vi.step(x, y)
+    (part,) = vi.posterior.parts.values()
+    covariance = torch.linalg.inv(precision_matrix(part.normal))
+    values = dict(vi.posterior.mean)
+    jacobian = jacrev(lambda v: functional_call(model, v, (x,)))(values)
+    rows = torch.cat([jacobian[name].flatten(2) for name in part.parameters], -1)
+    expected = []
+    for j, target, mean in zip(rows, y, model(x).detach(), strict=True):
+        after = torch.linalg.inv(torch.linalg.inv(covariance) + 25.0 * j.mT @ j)
+        shift = 25.0 * after @ j.mT @ (target - mean)
+        normals = [torch.distributions.MultivariateNormal(m, c) for m, c in ((shift, after), (torch.zeros_like(shift), covariance))]
+        expected.append(torch.distributions.kl_divergence(*normals))
+    closed = linearize(vi, x)
+    noise = torch.tensor(0.2)
+    # rtol: differences of log-determinants of 17 x 17 matrices
+    torch.testing.assert_close(closed.information_gain(y, noise), torch.stack(expected), rtol=1e-7, atol=1e-9)
+    # In the mean over targets of the predictive distribution it is the mutual information.
+    total = closed.covariance + 0.04 * torch.eye(2)
+    drawn = torch.distributions.MultivariateNormal(closed.mean, total).sample(torch.Size([4000]))
+    gains = torch.stack([closed.information_gain(t, noise) for t in drawn])
+    error = gains.std(0) / 4000**0.5
+    assert bool(((gains.mean(0) - torch.logdet(total / 0.04) / 2).abs() < 4.5 * error).all())
+    with pytest.raises(ShapeError, match="targets have the shape"):
+        closed.information_gain(y[:, 0], noise)
