@@ -43,6 +43,14 @@ from natgrad_apps.agents.masking import METHOD, MaskableCnnPolicy, MaskableMlpPo
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
+from natgrad_apps.agents.recurrent import (
+    CnnLstmPolicy,
+    MaskableCnnLstmPolicy,
+    MaskableMlpLstmPolicy,
+    MaskableMultiInputLstmPolicy,
+    MlpLstmPolicy,
+    MultiInputLstmPolicy,
+)
 from natgrad_apps.agents.value_normalization import NormalizedValue, PopArt, normalize_value, observe_targets
 from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.optim import NaturalGradient
@@ -83,8 +91,9 @@ class ACKTR(OnPolicyAlgorithm):
     approximation, NeurIPS 2017, arXiv 1708.05144.
 
     Args:
-        policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (with `ACKTRCnn`), ``"MultiInputPolicy"``, the same with ``Maskable`` before it for
-            environments that say which actions are legal, or an SB3 actor-critic policy class.
+        policy: ``"MlpPolicy"``, ``"CnnPolicy"`` (with `ACKTRCnn`) or ``"MultiInputPolicy"``; with a memory ``"MlpLstmPolicy"`` and so on;
+            for environments that say which actions are legal ``"MaskableMlpPolicy"``, ``"MaskableMlpLstmPolicy"`` and so on; or an SB3
+            actor-critic policy class.
         env: An environment, a vectorized environment, or the name of a registered one. Actions: Discrete, Box, MultiDiscrete,
             MultiBinary.
         natural_gradient: `NaturalGradientOptions`, a mapping of some of its fields, or None for the defaults.
@@ -106,6 +115,12 @@ class ACKTR(OnPolicyAlgorithm):
         "MaskableMlpPolicy": MaskableMlpPolicy,
         "MaskableCnnPolicy": MaskableCnnPolicy,
         "MaskableMultiInputPolicy": MaskableMultiInputPolicy,
+        "MlpLstmPolicy": MlpLstmPolicy,
+        "CnnLstmPolicy": CnnLstmPolicy,
+        "MultiInputLstmPolicy": MultiInputLstmPolicy,
+        "MaskableMlpLstmPolicy": MaskableMlpLstmPolicy,
+        "MaskableCnnLstmPolicy": MaskableCnnLstmPolicy,
+        "MaskableMultiInputLstmPolicy": MaskableMultiInputLstmPolicy,
     }
 
     def __init__(

@@ -83,7 +83,8 @@ class NetworkConfig:
         ortho_init: Whether weights begin orthogonal.
         log_std_init: Logarithm of the first standard deviation of continuous actions.
         features_dim: Width of the CNN's output; null is 512. Only for pixels.
-        share_features_extractor: Whether policy and value share the CNN.
+        share_features_extractor: Whether policy and value share the CNN and the LSTM.
+        lstm_hidden_size: Units of the LSTM; null is 64. Only for Lstm policies.
     """
 
     net_arch: list[Positive] | dict[str, list[Positive]] | None = None
@@ -92,6 +93,7 @@ class NetworkConfig:
     log_std_init: Annotated[float, Range(low=-20, high=2)] = 0.0
     features_dim: Positive | None = None
     share_features_extractor: bool = True
+    lstm_hidden_size: Positive | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.net_arch, dict) and set(self.net_arch) != {"pi", "vf"}:
@@ -107,6 +109,8 @@ class NetworkConfig:
         }
         if self.net_arch is not None:
             kwargs["net_arch"] = self.net_arch
+        if self.lstm_hidden_size is not None:
+            kwargs["lstm_hidden_size"] = self.lstm_hidden_size
         if self.features_dim is not None:
             kwargs["features_extractor_kwargs"] = {"features_dim": self.features_dim}
         return kwargs
@@ -117,8 +121,8 @@ class AgentConfig:
     """The learner; names and meanings are SB3's.
 
     Attributes:
-        policy: Network for vectors, for pixels, or for dictionaries of observations; Maskable ones choose among the actions that the
-            environment's action_masks() says are legal.
+        policy: Network for vectors, for pixels, or for dictionaries of observations; Lstm ones have a memory, Maskable ones choose
+            among the actions that the environment's action_masks() says are legal.
         learning_rate: Largest step, a number, or lin_0.25 to fall from 0.25 to 0 over the run; the trust region usually makes it smaller.
         n_steps: Steps of each environment in one rollout; the batch is n_steps * n_envs.
         gamma: Discount factor.
@@ -131,9 +135,20 @@ class AgentConfig:
         natural_gradient: Curvature, damping, trust region.
     """
 
-    policy: Literal["MlpPolicy", "CnnPolicy", "MultiInputPolicy", "MaskableMlpPolicy", "MaskableCnnPolicy", "MaskableMultiInputPolicy"] = (
-        "MlpPolicy"
-    )
+    policy: Literal[
+        "MlpPolicy",
+        "CnnPolicy",
+        "MultiInputPolicy",
+        "MlpLstmPolicy",
+        "CnnLstmPolicy",
+        "MultiInputLstmPolicy",
+        "MaskableMlpPolicy",
+        "MaskableCnnPolicy",
+        "MaskableMultiInputPolicy",
+        "MaskableMlpLstmPolicy",
+        "MaskableCnnLstmPolicy",
+        "MaskableMultiInputLstmPolicy",
+    ] = "MlpPolicy"
     learning_rate: Annotated[float, Range(low=0, open_low=True)] | str = "lin_0.25"
     n_steps: Positive = DEFAULTS["n_steps"]
     gamma: Annotated[float, Range(low=0, high=1, open_low=True)] = DEFAULTS["gamma"]

@@ -39,6 +39,7 @@ COUNTERS = (
     "_last_episode_starts",
     "_value_variance",
     "_rate_factor",
+    "_states",
     "_updates_at_start",
     "measure_next_update",
 )
@@ -97,8 +98,9 @@ def restore_agent(files: Mapping[str, bytes], agent: ACKTR) -> None:
         agent.set_parameters(parameters, exact_match=True, device=agent.device)
     except (ValueError, RuntimeError, KeyError, UnpicklingError) as error:
         raise ConfigError(f"the agent of the checkpoint does not fit its configuration: {error}") from error
+    saved = {"_states": None, **run["agent"]}  # older checkpoints know of no memory
     for name in COUNTERS:
-        setattr(agent, name, run["agent"][name])
+        setattr(agent, name, saved[name])
     agent.ep_info_buffer, agent.ep_success_buffer = run["episodes"]
     agent.spectrum = Spectrum(**run["spectrum"])
     random_state.restore(run["generators"], agent.device)

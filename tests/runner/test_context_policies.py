@@ -63,7 +63,11 @@ device: cpu
 
 @pytest.mark.parametrize(
     ("environment", "policy", "vectorization"),
-    [("RunnerTestGuarded-v0", "MaskableMlpPolicy", "serial")],
+    [
+        ("RunnerTestGuarded-v0", "MaskableMlpLstmPolicy", "serial"),
+        pytest.param("CartPole-v1", "MlpLstmPolicy", "serial", marks=pytest.mark.slow),
+        pytest.param("tests.runner.test_context_policies:RunnerTestGuarded-v0", "MaskableMlpPolicy", "subprocess", marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_in_pieces_equals_the_run_in_one_piece(
     environment: str, policy: str, vectorization: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
