@@ -102,8 +102,8 @@ class FitConfig:
         lr_schedule: constant; cosine falls to 0 over the run; step divides the rate by 10 after half of it.
     """
 
-    epochs: Positive = 2000
-    max_steps: Positive | None = 4000
+    epochs: Positive = 1000
+    max_steps: Positive | None = 10_000
     batch_size: Positive = 100
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
 

@@ -106,7 +106,7 @@ class Fitted:
             task=task,
             num_data=schema.rows,
             prior=Prior(settings.prior_precision, settings.learn_prior, settings.prior_rate),
-            temperature=_temperature(recipe, schema.rows),
+            temperature=warm_up_of(recipe, schema.rows),
             num_samples=settings.num_samples,
             seed=seed,
         )
@@ -143,7 +143,13 @@ class Fitted:
         return found
 
 
-def _temperature(recipe: RecipeConfig, rows: int) -> WarmUp:
+def warm_up_of(recipe: RecipeConfig, rows: int) -> WarmUp:
+    """The temperature over the steps of a training.
+
+    Args:
+        recipe: Says for which share of them it rises.
+        rows: Number of training rows.
+    """
     settings = recipe.inference
     steps = round(settings.warm_up * recipe.training.steps(rows))
     return WarmUp(settings.warm_up_start * settings.temperature, steps, settings.temperature)

@@ -5,12 +5,13 @@
     python benchmarks/bayes_uci.py --full                            # seven sets, 20 splits (protein 5): hours
 
 The configuration is the preset ``uci`` of `natgrad-bayes`; methods differ in the learning rate only (0.05 for the noisy methods, 0.01 for
-Vadam, 0.1 for the others). It was chosen for noisy K-FAC on parts of the training rows of splits 10-12 (protein: 3). Splits are worked off
-one after another, all sets and methods in turn, and each result is written to ``--out`` at once: a run that is stopped and started again with
-the same ``--out`` goes on where it was.
+Vadam, 0.1 for the others). It was chosen for noisy K-FAC on parts of the training rows of splits 10-12 (protein: 3). Noisy K-FAC and EKFAC
+train ten splits side by side with the package's curvature and posteriors (`_stacked`, which a test holds to the package's own training);
+``--one_by_one`` trains each with the package's loop. Each result is written to ``--out`` at once: a run that is stopped and started
+again with the same ``--out`` goes on where it was.
 
 Prints for each set and method the mean and the standard error over splits of RMSE and of pointwise and joint test log-likelihood, in the
-unit of the target, and the CPU seconds of one split. ``--write`` puts the tables into ``docs/bayes.md``.
+unit of the target, and the CPU seconds of one split (of a stack: its share). ``--write`` puts the tables into ``docs/bayes.md``.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
 from benchmarks._deterministic import fit_deterministic
+from benchmarks._stacked import fit_splits
 from natgrad_apps._resources import config_path
 from natgrad_apps.bayes.config import RecipeConfig, UciConfig, parse_splits
 from natgrad_apps.bayes.data import load_uci
@@ -50,6 +52,8 @@ DETERMINISTIC = "deterministic"
 METHODS = ("noisy_kfac", "noisy_ekfac", "noisy_adam", "vadam", "vogn", DETERMINISTIC)
 """The deterministic net is least squares by Adam, see `_deterministic`."""
 QUICK, SEVEN = ("boston", "concrete", "yacht"), ("boston", "concrete", "kin8nm", "naval", "power", "protein", "yacht")
+STACKED, STACK = ("noisy_kfac", "noisy_ekfac"), 10
+"""Methods whose splits are trained side by side (`_stacked`), and how many."""
 VALUES = ("rmse", "loglik_pointwise", "loglik_joint")
 PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     "SLANG (Mishkin et al. 2018; joint LL)": {
@@ -95,34 +99,42 @@ def recipe(method: str, overrides: Mapping[str, Any]) -> RecipeConfig:
     return RecipeConfig(name, preset.model, inference, preset.training, preset.prediction)
 
 
-def jobs(sets: Sequence[str], splits: Sequence[int] | None, methods: Sequence[str]) -> Iterator[tuple[str, int, str]]:
-    """Set, split and method of every training, split by split.
+def stacks(sets: Sequence[str], splits: Sequence[int] | None, methods: Sequence[str], size: int) -> Iterator[tuple[str, list[int], str]]:
+    """Set, splits and method of what is trained together.
 
     Args:
         sets: Names.
         splits: Numbers; None for all that a set has.
         methods: Names.
+        size: Splits that are trained side by side, where the method can.
     """
-    counts = {name: len(load_uci(name).splits) for name in sets}
-    for split in range(max(counts.values())) if splits is None else splits:
-        for name in sets:
-            if split < counts[name]:
-                yield from ((name, split, method) for method in methods)
+    for name in sets:
+        count = len(load_uci(name).splits)
+        numbers = [s for s in (range(count) if splits is None else splits) if s < count]
+        for method in methods:
+            width = size if method in STACKED else 1
+            yield from ((name, numbers[i : i + width], method) for i in range(0, len(numbers), width))
 
 
-def run(name: str, split: int, method: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Train and test once.
+def run(name: str, splits: Sequence[int], method: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Train and test on splits, side by side if there are several.
 
     Args:
         name: Data set.
-        split: Number of the split, and the seed.
+        splits: Numbers of the splits, and their seeds.
         method: A key of `METHODS`.
         overrides: Inference settings that the command line changes.
     """
     table, start = load_uci(name), time.process_time()
-    rows, chosen = published_split(table, split), recipe(method, overrides)
-    found = fit_deterministic(table, rows, chosen, split) if method == DETERMINISTIC else fit_split(table, rows, chosen, split)
-    return {**{key: found[key] for key in (*VALUES, "noise_std", "steps")}, "cpu_seconds": time.process_time() - start}
+    rows, chosen = [published_split(table, split) for split in splits], recipe(method, overrides)
+    if method == DETERMINISTIC:
+        found = [fit_deterministic(table, rows[0], chosen, splits[0])]
+    elif len(splits) > 1:
+        found = fit_splits(table, rows, chosen, splits)
+    else:
+        found = [fit_split(table, rows[0], chosen, splits[0])]
+    seconds = (time.process_time() - start) / len(splits)
+    return [{**{key: one[key] for key in (*VALUES, "noise_std", "steps")}, "cpu_seconds": seconds, "stack": len(splits)} for one in found]
 
 
 def tables(results: Results) -> str:
@@ -221,6 +233,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", choices=SEVEN, help="data sets (default: boston concrete yacht)")
     parser.add_argument("--splits", help="such as 0-4 (default: 0-1; all with --full)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--one_by_one", action="store_true", help="train with the package's own loop, split by split")
     parser.add_argument("--full", action="store_true", help="seven sets, all splits")
     parser.add_argument("--learn_prior", choices=("true", "false"), help="whether each layer's prior precision is learned (default: true)")
     parser.add_argument("--warm_up", type=float, help="share of the run in which the weight of the KL divergence rises (default: 0.5)")
@@ -245,13 +258,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     sets = options.sets or (SEVEN if options.full else QUICK)
     splits = parse_splits(options.splits) if options.splits else None if options.full else [0, 1]
     source = {"commit": provenance.git_commit(ROOT / "natgrad_apps" / "__init__.py"), "machine": provenance.machine(torch.device("cpu"))}
-    for name, split, method in [] if options.print else jobs(sets, splits, options.methods):
-        key = f"{name} {split} {method}"
-        if key in results:
+    for name, numbers, method in [] if options.print else stacks(sets, splits, options.methods, 1 if options.one_by_one else STACK):
+        missing = [split for split in numbers if f"{name} {split} {method}" not in results]
+        if not missing:
             continue
-        results[key] = found = run(name, split, method, overrides)
+        for split, found in zip(missing, run(name, missing, method, overrides), strict=True):
+            results[f"{name} {split} {method}"] = found
+            print(f"{name} {split} {method}: rmse {found['rmse']:.4g}  loglik {found['loglik_pointwise']:.4g}", flush=True)
         atomic.write_json(options.out, {"settings": _settings(overrides), "source": source, "results": results})
-        print(f"{key}: rmse {found['rmse']:.4g}  loglik {found['loglik_pointwise']:.4g}  {found['cpu_seconds']:.1f} s", flush=True)
     text = tables(results)
     print("\n" + text)
     if options.write:

@@ -11,11 +11,26 @@ from benchmarks import bayes_uci
 from tests.bayes_runner._uci import write_uci
 
 
-def test_jobs_cover_every_set_split_and_method_split_by_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stacks_cover_every_set_split_and_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_uci(tmp_path / "uci" / "yacht")
     monkeypatch.setenv("NATGRAD_DATA", str(tmp_path))
-    assert list(bayes_uci.jobs(["yacht"], None, ["a", "b"])) == [("yacht", 0, "a"), ("yacht", 0, "b"), ("yacht", 1, "a"), ("yacht", 1, "b")]
-    assert list(bayes_uci.jobs(["yacht"], [1, 5], ["a"])) == [("yacht", 1, "a")]
+    assert list(bayes_uci.stacks(["yacht"], None, ["vogn"], 10)) == [("yacht", [0], "vogn"), ("yacht", [1], "vogn")]
+    assert list(bayes_uci.stacks(["yacht"], None, ["noisy_kfac"], 10)) == [("yacht", [0, 1], "noisy_kfac")]
+    assert list(bayes_uci.stacks(["yacht"], None, ["noisy_kfac"], 1)) == [("yacht", [0], "noisy_kfac"), ("yacht", [1], "noisy_kfac")]
+    assert list(bayes_uci.stacks(["yacht"], [1, 5], ["vogn"], 10)) == [("yacht", [1], "vogn")]
+
+
+def test_one_split_is_the_packages_training_and_several_are_a_stack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_uci(tmp_path / "uci" / "yacht")
+    monkeypatch.setenv("NATGRAD_DATA", str(tmp_path))
+    preset = tmp_path / "uci.yaml"
+    preset.write_text("training: {epochs: 3, batch_size: 8}\nprediction: {num_samples: 3}\n")
+    monkeypatch.setattr(bayes_uci, "config_path", lambda kind, name: preset)
+    together = bayes_uci.run("yacht", [0, 1], "noisy_kfac", {})
+    alone = [bayes_uci.run("yacht", [split], "noisy_kfac", {})[0] for split in (0, 1)]
+    assert [r["stack"] for r in (*together, *alone)] == [2, 2, 1, 1]
+    # six steps in float32; only rounding differs, see test_stacked.py
+    assert [r["rmse"] for r in together] == pytest.approx([r["rmse"] for r in alone], rel=1e-4)
 
 
 def test_tables_hold_means_and_standard_errors() -> None:
