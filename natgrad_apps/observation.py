@@ -118,6 +118,8 @@ class Observer:
             batch=self.batches,
             weights=likelihood.weights,
             support=likelihood.support,
+            groups=likelihood.groups,
+            num_terms=likelihood.num_terms,
         )
         names = _blocks_by_module(self._blocks)
         used: dict[str, list[tuple[Call, list[Tensor]]]] = {}

@@ -31,12 +31,14 @@ class Likelihood(ABC):
         term_shape: The shape ``[*terms]``.
         weights: Weight of each term in the Fisher, ``[*terms]``, or None if all count alike; see `weighted`.
         support: Flat indices of the terms with a weight, where they are known without asking the device.
+        groups: Term of each row of the layers before a pooling, or None; see `pooled`.
     """
 
     outputs: tuple[Tensor, ...]
     term_shape: torch.Size
     weights: Tensor | None = None
     support: Tensor | None = None
+    groups: Tensor | None = None
 
     @property
     def num_terms(self) -> int:
@@ -75,6 +77,30 @@ class Likelihood(ABC):
             support = weights.flatten().nonzero().squeeze(1)
         result = copy.copy(self)
         result.weights, result.support = weights, support
+        return result
+
+    def pooled(self, groups: Tensor) -> Self:
+        """The same likelihood of outputs that were pooled from rows, as those of a graph are from its nodes.
+
+        Under ``sharing="reduce"`` the rows of a term are its shared positions, though terms differ in how many they have: every layer with
+        one unit for each entry of `groups` averages its inputs and sums its output gradients over the rows of a term.
+
+        Args:
+            groups: ``[rows]`` integers, the flat index of the term that each row belongs to; every term has at least one.
+
+        Raises:
+            TypeError: They are no integers.
+            ConfigError: On the CPU, a term has no row, or an index is out of range.
+        """
+        owner = type(self).__name__
+        if not isinstance(groups, Tensor) or groups.is_floating_point() or groups.ndim != 1:
+            raise TypeError(f"{owner}: groups must be a vector of integers, one for each row")
+        out_of_range = (groups < 0) | (groups >= self.num_terms)
+        check_on_cpu(out_of_range, f"{owner}: groups must be indices of the {self.num_terms} terms, from 0")
+        if groups.device.type == "cpu":
+            check_on_cpu(torch.bincount(groups, minlength=self.num_terms) == 0, f"{owner}: every term needs at least one row in groups")
+        result = copy.copy(self)
+        result.groups = groups
         return result
 
     @property

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from natgrad_apps.errors import CaptureError
+from natgrad_apps.layers._groups import GroupedInputs, sum_over
 from natgrad_apps.layers.base import Arguments, Composite, Part
 from natgrad_apps.layers.discover import Layer
 from natgrad_apps.statistics.fisher import Subsample
@@ -170,6 +171,8 @@ class StatisticsSettings:
     batch: int
     weights: Tensor | None = None
     support: Tensor | None = None
+    groups: Tensor | None = None
+    num_terms: int = 0
 
     def slices(self) -> tuple[slice, slice]:
         """The units and positions of this batch; the first one moves with the batch index."""
@@ -180,6 +183,10 @@ class StatisticsSettings:
 def _use(layer: Layer, call: Call, columns: Sequence[Tensor], settings: StatisticsSettings) -> Use:
     inputs = layer.adapter.call_inputs(call.module, call.x.to(layer.spec.dtype), call.arguments)
     gradients = [layer.adapter.output_gradients(call.module, g) for g in columns]
+    if settings.reduce and settings.groups is not None and inputs.units == len(settings.groups):
+        inputs = GroupedInputs(inputs, settings.groups, settings.num_terms)
+        rows = (g.to(layer.spec.dtype).sum(-2) for g in gradients)
+        gradients = [sum_over(g, settings.groups, settings.num_terms).unsqueeze(-2) for g in rows]
     units, positions = inputs.units, inputs.positions
     weights, support = _matching_weights(settings, units, positions)
     chosen, chosen_positions = settings.slices()
