@@ -25,8 +25,7 @@ def check(config: TrainConfig) -> str:
     Raises:
         ConfigError: The run could not start.
     """
-    trainer = runs.open_trainer(config)
-    data = trainer.data
+    trainer = runs.open_learner(config)
     times = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table below says what falls back
@@ -39,8 +38,7 @@ def check(config: TrainConfig) -> str:
     # The first epoch allocates and warms up.
     mean = trainer.batches * sum(times[1:]) / len(times[1:])
     lines = [
-        f"graph      {data.name}: {data.nodes:,} nodes, {data.edge_index.shape[1]:,} directed edges, {data.x.shape[1]:,} features, "
-        f"{data.classes} classes",
+        f"{'graphs' if config.task == 'graphs' else 'graph ':<11}{trainer.data}",
         f"split      {trainer.split}",
         f"model      {config.model.name}, {weights:,} weights, on {trainer.device}",
         f"cost       {1e3 * mean:.1f} ms an epoch of {trainer.batches} steps, from {EPOCHS - 1} of them; at most {config.epochs} epochs: "

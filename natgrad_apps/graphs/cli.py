@@ -17,7 +17,7 @@ from natgrad_apps.runner.command import run_command
 C = TypeVar("C")
 PROGRAM = "natgrad-graph"
 KIND = "graphs"
-DESCRIPTION = "Semi-supervised node classification with natural gradients."
+DESCRIPTION = "Classification of nodes, links and graphs with natural gradients."
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -164,8 +164,8 @@ def _plot(options: Options) -> None:
     print(plotting.plot_curves(paths, target))
     if len(paths) == 1:
         trainer, _ = evaluating.open_checkpoint(paths[0])
-        picture = target.with_name("embedding.png")
-        print(plotting.plot_embedding(trainer.data, trainer.split, trainer.predict(), picture))
+        for picture in plotting.plot_predictions(trainer, target.with_name("embedding.png")):
+            print(picture)
 
 
 def _check(options: Options) -> None:

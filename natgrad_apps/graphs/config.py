@@ -62,12 +62,44 @@ class SamplingConfig:
     """Mini-batches of training nodes with sampled neighbourhoods.
 
     Attributes:
-        batch_size: Training nodes of a batch; 0 trains on the whole graph, one step an epoch.
+        batch_size: Training nodes (or links, or graphs) of a batch; 0 takes all of them, one step an epoch.
         fanouts: Neighbours drawn for each node, hop by hop, -1 for all; empty takes all of them, for as many hops as the model has layers.
     """
 
     batch_size: NonNegative = 0
     fanouts: list[Annotated[int, Range(low=-1)]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LinksConfig:
+    """For task links: which pairs of nodes are linked.
+
+    Attributes:
+        val: Share of the links that choose the epoch, with as many pairs that have none.
+        test: Share of the links that are tested, with as many pairs that have none.
+        decoder: The logit of a pair is the dot product of its codes, or an mlp of their elementwise product.
+        width: Size of a code.
+    """
+
+    val: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.05
+    test: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.1
+    decoder: Literal["dot", "mlp"] = "dot"
+    width: Positive = 16
+
+
+@dataclass(frozen=True)
+class GraphsConfig:
+    """For task graphs: one class a graph.
+
+    Attributes:
+        train: Share of the graphs that are trained on.
+        val: Share of the graphs that choose the epoch; the rest is tested.
+        pooling: What makes one vector of a graph's nodes, mean or sum.
+    """
+
+    train: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.8
+    val: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.1
+    pooling: Literal["mean", "sum"] = "mean"
 
 
 @dataclass(frozen=True)
@@ -167,12 +199,16 @@ class TrainConfig:
     """One training run.
 
     Attributes:
-        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table.
+        task: nodes, links or graphs: what is classified.
+        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table;
+            for task graphs motifs, or tu:NAME for a set of the TU collection.
         split: auto, public, full, complete, random or shchur.
         data: Your own tables, and the sizes of random splits.
         model: The network.
         optimizer: How weights are updated.
         sampling: Mini-batches.
+        links: Options of task links.
+        graphs: Options of task graphs.
         pseudo_labels: Predicted labels for nodes without one.
         epochs: Epochs of the run, at most.
         patience: Epochs without a better validation loss after which a run ends; 0 never ends it.
@@ -186,12 +222,15 @@ class TrainConfig:
         threads: CPU threads of torch; null leaves torch's choice.
     """
 
+    task: Literal["nodes", "links", "graphs"] = "nodes"
     dataset: str = "karate"
     split: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    links: LinksConfig = field(default_factory=LinksConfig)
+    graphs: GraphsConfig = field(default_factory=GraphsConfig)
     pseudo_labels: PseudoConfig = field(default_factory=PseudoConfig)
     epochs: Positive = 200
     patience: NonNegative = 0
@@ -209,10 +248,25 @@ class TrainConfig:
                 f"model {self.model.name!r} sums features over neighbours before it multiplies them, so they cannot stay sparse; set "
                 "data.features to auto or dense, or take gcn, gat, appnp or gcnii"
             )
-        if self.sampling.batch_size:
+        if self.task != "nodes":
+            self._check_task()
+        elif self.sampling.batch_size:
             self._check_sampling()
         if self.data.inductive and self.pseudo_labels.enabled:
             raise ConfigError("pseudo-labels are for nodes that training sees without a label; with data.inductive it sees none")
+
+    def _check_task(self) -> None:
+        for name, wrong, legal in (
+            ("split", self.split != "auto", f"auto: {self.task} are split by {self.task}.val and the seed"),
+            ("pseudo_labels.enabled", self.pseudo_labels.enabled, "false: they are for nodes"),
+            ("data.inductive", self.data.inductive, "false: it is for nodes"),
+            ("sampling.fanouts", bool(self.sampling.fanouts), "empty: messages follow every link"),
+            ("optimizer.fisher_nodes", self.optimizer.fisher_nodes != "labelled", "labelled: every term counts"),
+        ):
+            if wrong:
+                raise ConfigError(f"with task {self.task}, {name} must be {legal}")
+        if self.task == "graphs" and self.graphs.train + self.graphs.val >= 1:
+            raise ConfigError(f"graphs.train + graphs.val must leave graphs for a test, got {self.graphs.train} + {self.graphs.val}")
 
     def _check_sampling(self) -> None:
         fanouts, model = self.sampling.fanouts, self.model
@@ -237,12 +291,16 @@ class CompareConfig(TrainConfig):
     """Paired runs of the natural gradient and of Adam.
 
     Attributes:
-        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table.
+        task: nodes, links or graphs: what is classified.
+        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table;
+            for task graphs motifs, or tu:NAME for a set of the TU collection.
         split: auto, public, full, complete, random or shchur.
         data: Your own tables, and the sizes of random splits.
         model: The network.
         optimizer: How weights are updated.
         sampling: Mini-batches.
+        links: Options of task links.
+        graphs: Options of task graphs.
         pseudo_labels: Predicted labels for nodes without one.
         epochs: Epochs of the run, at most.
         patience: Epochs without a better validation loss after which a run ends; 0 never ends it.
@@ -274,6 +332,8 @@ class CompareConfig(TrainConfig):
             raise ConfigError(
                 f"natural_gradient_lr and adam_lr must be lists of the same length, so that both grids have one size; got {given}"
             )
+        if self.task != "nodes":
+            raise ConfigError(f"compare is for task nodes, got {self.task!r}; run train with each optimizer instead")
         if self.optimizer.name != "natural_gradient":
             raise ConfigError(
                 f"compare sets natural_gradient against adam, so optimizer.name must be natural_gradient, got {self.optimizer.name!r}"

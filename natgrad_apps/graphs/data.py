@@ -62,6 +62,11 @@ class GraphData:
     class_names: tuple[str, ...] = ()
     edge_weight: Tensor | None = None
 
+    def __str__(self) -> str:
+        """Its size in words."""
+        size = f"{self.nodes:,} nodes, {self.edge_index.shape[1]:,} directed edges, {self.x.shape[1]:,} features"
+        return f"{self.name}: {size}, {self.classes} classes"
+
     @property
     def nodes(self) -> int:
         """``N``."""
@@ -117,14 +122,14 @@ def load_public(name: str, cache: Path | None = None) -> GraphData:
 
     if name == KARATE:
         return _karate(datasets.KarateClub()[0])
-    root = _cache(cache)
+    root = cache_folder(cache)
     if name in PLANETOID:
         _offer(root / name / "raw", "planetoid", [f"ind.{name.lower()}.{part}" for part in _PARTS])
-        found = _read(name, lambda: datasets.Planetoid(str(root), name))
+        found = quietly_read(name, lambda: datasets.Planetoid(str(root), name))
         data = found[0]
         masks = Masks(data.train_mask, data.val_mask, data.test_mask)
         return GraphData(name, data.x, data.edge_index, data.y, int(found.num_classes), masks)
-    x, edges, y = _read(name, lambda: read_archive(_archive(name, root)))
+    x, edges, y = quietly_read(name, lambda: read_archive(_archive(name, root)))
     return GraphData(name, x, edges, y, int(y.max()) + 1)
 
 
@@ -156,7 +161,8 @@ def _karate(data: Any) -> GraphData:
     return GraphData(KARATE, data.x, data.edge_index, data.y, int(data.y.max()) + 1, Masks(train, torch.zeros_like(train), ~train))
 
 
-def _cache(given: Path | None) -> Path:
+def cache_folder(given: Path | None) -> Path:
+    """Where data is kept: the folder given, or ``graphs/`` in the user's cache directory."""
     if given is not None:
         return given
     import pooch  # noqa: PLC0415 - only public sets need it
@@ -181,7 +187,16 @@ def _offer(raw: Path, folder: str, names: list[str]) -> None:
         ) from error
 
 
-def _read(name: str, make: Callable[[], Any]) -> Any:
+def quietly_read(name: str, make: Callable[[], Any]) -> Any:
+    """What `make` returns, without the lines that torch-geometric prints.
+
+    Args:
+        name: Of the dataset, for the error.
+        make: Reads it, and downloads it before if it must.
+
+    Raises:
+        ConfigError: It fails, whatever the reason.
+    """
     try:
         # torch-geometric prints what it does, and old pickles name modules of scipy that have moved.
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):

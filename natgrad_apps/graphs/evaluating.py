@@ -1,4 +1,4 @@
-"""The verb ``evaluate``: measures of the network of a checkpoint, and its prediction for every node."""
+"""The verb ``evaluate``: measures of the network of a checkpoint, and its predictions."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from typing import Any
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.config import TrainConfig
-from natgrad_apps.graphs.node_table import node_table
-from natgrad_apps.graphs.trainer import Trainer
+from natgrad_apps.graphs.learning import Learner
 from natgrad_apps.graphs.training import describe_result
 from natgrad_apps.runner import atomic, checkpoints, schema
 from natgrad_apps.runner.checkpoints import CheckpointStore
 from natgrad_apps.runner.yaml_text import read_yaml
 
 
-def open_checkpoint(path: Path, device: str | None = None) -> tuple[Trainer, Path]:
+def open_checkpoint(path: Path, device: str | None = None) -> tuple[Learner, Path]:
     """The trainer of a checkpoint, with the weights of the epoch that is reported.
 
     Args:
@@ -44,7 +43,7 @@ def open_checkpoint(path: Path, device: str | None = None) -> tuple[Trainer, Pat
     config = schema.read(TrainConfig, read_yaml(saved.files[runs.CONFIG].decode(), runs.CONFIG))
     if device is not None:
         config = dataclasses.replace(config, device=device)  # type: ignore[arg-type]
-    trainer = runs.open_trainer(config)
+    trainer = runs.open_learner(config)
     runs.unpack(saved.files, trainer)
     trainer.load_best()
     return trainer, path
@@ -77,7 +76,7 @@ def evaluate(path: Path, out: Path | None, device: str | None) -> None:
     try:
         target.mkdir(parents=True, exist_ok=True)
         atomic.write_json(target / "evaluation.json", result)
-        atomic.write_text(target / "predictions.csv", node_table(trainer.data, trainer.split, trainer.predict().softmax(-1)))
+        atomic.write_text(target / "predictions.csv", trainer.table())
     except OSError as error:
         raise ConfigError(f"{str(target)!r} cannot be written: {error.strerror}") from error
     print(f"written: {target / 'evaluation.json'}, {target / 'predictions.csv'}")

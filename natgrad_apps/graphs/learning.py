@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,32 @@ class PartMeasures(Protocol):
 
     def tracked(self) -> dict[str, float]:
         """What ``metrics.csv`` keeps of each epoch."""
+
+
+class Contents(Protocol):
+    """What is learned from."""
+
+    @property
+    def name(self) -> str:
+        """Of the dataset."""
+
+    def __str__(self) -> str:
+        """Its size in words."""
+
+
+class Parts(Protocol):
+    """Training, validation and test parts."""
+
+    @property
+    def name(self) -> str:
+        """Of the split."""
+
+    @property
+    def seed(self) -> int | None:
+        """Of a random split."""
+
+    def __str__(self) -> str:
+        """In words, to stand beside every number."""
 
 
 @dataclass(frozen=True)
@@ -127,15 +153,21 @@ class Learner(ABC):
 
     Attributes:
         batches: Steps of an epoch.
+        sharing: The rule of the task for shared weights; None for that of the configuration.
+        data: What is learned from.
+        split: Its parts.
         average: The running average of the weights, which is what is evaluated.
         ranks: The processes that train together; None for one.
     """
 
     batches: int = 1
+    sharing: ClassVar[str | None] = None
+    data: Contents
+    split: Parts
 
     def __init__(self, config: TrainConfig, model: nn.Module, device: torch.device) -> None:
         self.config, self.model, self.device = config, model, device
-        self.optimizer = build_optimizer(model, config.optimizer, config.seed)
+        self.optimizer = build_optimizer(model, config.optimizer, config.seed, self.sharing)
         self.average = WeightAverage(model, config.average)
         self.progress, self.best = Progress(), Best()
         self.ranks: Ranks | None = None
@@ -147,6 +179,10 @@ class Learner(ABC):
     @abstractmethod
     def evaluate(self) -> tuple[PartMeasures, PartMeasures | None, PartMeasures | None]:
         """Measures of the training, validation and test parts, with the averaged weights if there are any."""
+
+    @abstractmethod
+    def table(self) -> str:
+        """Predictions as CSV."""
 
     @property
     def done(self) -> bool:
@@ -283,13 +319,14 @@ class Learner(ABC):
         progress.lowest = min(progress.lowest, epoch.val.nll)
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int, sharing: str | None = None) -> torch.optim.Optimizer:
     """The optimizer of a run.
 
     Args:
         model: What is trained.
         config: How.
         seed: Of the sampled labels.
+        sharing: Rule for shared weights; None for that of the configuration.
     """
     if config.name == "adam":
         return torch.optim.Adam(model.parameters(), lr=config.lr, weight_decay=config.weight_decay)
@@ -303,7 +340,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, seed: int) -> tor
             damping=config.damping,
             step=config.step,
             refresh=config.refresh,
-            fisher=Fisher(fisher.kind, fisher.samples, fisher.sharing, fisher.subsample, seed if fisher.seed == 0 else fisher.seed),
+            fisher=replace(fisher, sharing=sharing or fisher.sharing, seed=fisher.seed or seed),
             strict=config.strict,
             lr=config.lr,
             momentum=config.momentum,

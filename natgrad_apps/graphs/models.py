@@ -1,7 +1,8 @@
 """Graph networks for node classification, all with ``forward(x, edge_index, edge_weight=None) -> logits [N, C]``.
 
-On one fixed graph a convolution normalizes the edges at its first call and keeps the result. On graphs that change (batches, an inductive
-split) nothing is kept, and the networks of `WEIGHTED` take edges that were normalized before, with their weights.
+What edges a network is called with: ``fixed``, those of one graph, which its convolutions normalize at the first call; ``weighted``, edges
+of graphs that change (sampled batches, an inductive split), which for the networks of `WEIGHTED` were normalized before and come with
+their weights; or ``whole``, all edges of other graphs at every call, which are normalized there.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from torch_geometric.nn.dense.linear import Linear
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.graphs.convolutions import FixedGCNConv
 from natgrad_apps.graphs.features import dropout
+
+Edges = Literal["fixed", "weighted", "whole"]
 
 
 @dataclass(frozen=True)
@@ -74,10 +77,10 @@ class ConvNet(nn.Module):
 class PropagatedMLP(nn.Module):
     """APPNP (Gasteiger et al. 2019): two linear layers, then personalised PageRank."""
 
-    def __init__(self, d_in: int, classes: int, options: ModelOptions, *, fixed: bool = True) -> None:
+    def __init__(self, d_in: int, classes: int, options: ModelOptions, *, edges: Edges = "fixed") -> None:
         super().__init__()
         self.first, self.last = Linear(d_in, options.hidden), Linear(options.hidden, classes)
-        self.spread = APPNP(K=max(options.layers, 1), alpha=0.1, cached=fixed, normalize=fixed)
+        self.spread = APPNP(K=max(options.layers, 1), alpha=0.1, cached=edges == "fixed", normalize=edges != "weighted")
         self._options = options
 
     def forward(self, x: Tensor, edge_index: Tensor, edge_weight: Tensor | None = None) -> Tensor:
@@ -90,10 +93,11 @@ class PropagatedMLP(nn.Module):
 class GCNII(nn.Module):
     """GCNII (Chen et al. 2020): initial residuals and identity maps around shared-weight convolutions."""
 
-    def __init__(self, d_in: int, classes: int, options: ModelOptions, *, fixed: bool = True) -> None:
+    def __init__(self, d_in: int, classes: int, options: ModelOptions, *, edges: Edges = "fixed") -> None:
         super().__init__()
         self.first, self.last = Linear(d_in, options.hidden), Linear(options.hidden, classes)
-        kept = {"cached": fixed, "normalize": fixed, "add_self_loops": fixed}
+        own = edges != "weighted"
+        kept = {"cached": edges == "fixed", "normalize": own, "add_self_loops": own}
         self.convs = nn.ModuleList([GCN2Conv(options.hidden, 0.1, 0.5, layer=i + 1, **kept) for i in range(options.layers)])
         self._options = options
 
@@ -107,23 +111,25 @@ class GCNII(nn.Module):
         return logits
 
 
-def _gcn(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
+def _gcn(d_in: int, classes: int, o: ModelOptions, *, edges: Edges) -> nn.Module:
     widths = _widths(d_in, classes, o)
-    return ConvNet([FixedGCNConv(a, b, cached=True) if fixed else GCNConv(a, b, normalize=False) for a, b in widths], o)
+    if edges == "fixed":
+        return ConvNet([FixedGCNConv(a, b, cached=True) for a, b in widths], o)
+    return ConvNet([GCNConv(a, b, normalize=edges == "whole") for a, b in widths], o)
 
 
-def _sage(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
-    del fixed
+def _sage(d_in: int, classes: int, o: ModelOptions, *, edges: Edges) -> nn.Module:
+    del edges
     return ConvNet([SAGEConv(a, b) for a, b in _widths(d_in, classes, o)], o)
 
 
-def _gin(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
-    del fixed
+def _gin(d_in: int, classes: int, o: ModelOptions, *, edges: Edges) -> nn.Module:
+    del edges
     return ConvNet([GINConv(nn.Sequential(nn.Linear(a, b), nn.ReLU(), nn.Linear(b, b))) for a, b in _widths(d_in, classes, o)], o)
 
 
-def _gat(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
-    del fixed
+def _gat(d_in: int, classes: int, o: ModelOptions, *, edges: Edges) -> nn.Module:
+    del edges
     heads, convs, width = 8, [], d_in
     for _ in range(o.layers - 1):
         convs.append(GATConv(width, o.hidden, heads=heads))
@@ -131,14 +137,14 @@ def _gat(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
     return ConvNet([*convs, GATConv(width, classes, heads=1, concat=False)], o, F.elu)
 
 
-def _sgc(d_in: int, classes: int, o: ModelOptions, *, fixed: bool) -> nn.Module:
-    return ConvNet([SGConv(d_in, classes, K=o.layers, cached=fixed and o.input_dropout == 0)], o)
+def _sgc(d_in: int, classes: int, o: ModelOptions, *, edges: Edges) -> nn.Module:
+    return ConvNet([SGConv(d_in, classes, K=o.layers, cached=edges == "fixed" and o.input_dropout == 0)], o)
 
 
 class Builder(Protocol):
-    """Makes a network: ``fixed`` says that it sees one graph only."""
+    """Makes a network."""
 
-    def __call__(self, d_in: int, classes: int, o: ModelOptions, /, *, fixed: bool) -> nn.Module:
+    def __call__(self, d_in: int, classes: int, o: ModelOptions, /, *, edges: Edges) -> nn.Module:
         """With fresh weights."""
 
 
@@ -157,14 +163,14 @@ SUMS_FIRST = ("sage", "gin", "sgc")
 """Networks that sum features over neighbours before they multiply them, so that features must be dense."""
 
 
-def build_model(options: ModelOptions, d_in: int, classes: int, *, fixed: bool = True) -> nn.Module:
+def build_model(options: ModelOptions, d_in: int, classes: int, *, edges: Edges = "fixed") -> nn.Module:
     """A network with fresh weights from torch's global generator.
 
     Args:
         options: Which one.
         d_in: Number of features.
         classes: Number of classes.
-        fixed: Whether it will see one graph only; see the module.
+        edges: What edges it will be called with; see the module.
 
     Raises:
         ConfigError: There is no such network, or the user's class cannot be imported or built.
@@ -175,7 +181,7 @@ def build_model(options: ModelOptions, d_in: int, classes: int, *, fixed: bool =
         raise unknown_name("model (or module:Class for your own)", options.name, MODELS)
     if options.kwargs:
         raise ConfigError(f"model.kwargs are for your own module:Class; {options.name!r} takes hidden, layers and dropout")
-    return MODELS[options.name](d_in, classes, options, fixed=fixed)
+    return MODELS[options.name](d_in, classes, options, edges=edges)
 
 
 def _own(options: ModelOptions, d_in: int, classes: int) -> nn.Module:

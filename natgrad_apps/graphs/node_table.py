@@ -11,6 +11,14 @@ from torch import Tensor
 from natgrad_apps.graphs.data import GraphData
 from natgrad_apps.graphs.splits import Split
 
+
+def csv_text(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
 Columns = dict[str, Sequence[str]]
 
 

@@ -23,14 +23,15 @@ from natgrad_apps.runner.figures import COLORS, Floats
 from natgrad_apps.runner.folder import require_run
 
 if TYPE_CHECKING:
-    from natgrad_apps.graphs.trainer import Trainer
+    from natgrad_apps.graphs.learning import Learner
 
 PARTS = ("train", "val", "test")
+SCORES = ("accuracy", "auc")
 WORDS = {"train": "training", "val": "validation", "test": "test"}
 
 
-def plot_run(path: Path, trainer: Trainer) -> list[Path]:
-    """Curves and embedding of one run, into its ``figures/``.
+def plot_run(path: Path, trainer: Learner) -> list[Path]:
+    """Curves of one run, and of a node classifier the embedding too, into its ``figures/``.
 
     Args:
         path: The run folder.
@@ -39,10 +40,15 @@ def plot_run(path: Path, trainer: Trainer) -> list[Path]:
     Returns:
         The files.
     """
-    return [
-        plot_curves([path], path / "figures" / "curves.png"),
-        plot_embedding(trainer.data, trainer.split, trainer.predict(), path / "figures" / "embedding.png"),
-    ]
+    curves = plot_curves([path], path / "figures" / "curves.png")
+    return [curves, *plot_predictions(trainer, path / "figures" / "embedding.png")]
+
+
+def plot_predictions(trainer: Learner, out: Path) -> list[Path]:
+    """The embedding of a node classifier; nothing for other tasks."""
+    from natgrad_apps.graphs.trainer import Trainer  # noqa: PLC0415 - pictures of posteriors need no trainer
+
+    return [plot_embedding(trainer.data, trainer.split, trainer.predict(), out)] if isinstance(trainer, Trainer) else []
 
 
 def plot_curves(paths: Sequence[Path], out: Path) -> Path:
@@ -69,9 +75,10 @@ def plot_curves(paths: Sequence[Path], out: Path) -> Path:
         for number, part in enumerate(PARTS if alone else ("val", "test")):
             color, style = (COLORS[number], "-") if alone else (COLORS[index % len(COLORS)], "-" if part == "test" else "--")
             label = WORDS[part] if alone else f"{path.name}, {WORDS[part]}"
-            _draw(upper, rows, f"{part}_accuracy", (color, style, label), 100.0)
+            for measured in SCORES:
+                _draw(upper, rows, f"{part}_{measured}", (color, style, label), 100.0)
             _draw(lower, rows, f"{part}_nll", (color, style, label), 1.0)
-    upper.set_ylabel("accuracy (%)")
+    upper.set_ylabel("area under the curve (%)" if "val_auc" in rows[0] else "accuracy (%)")
     lower.set_ylabel("mean negative log-likelihood (nats)")
     for axis in (upper, lower):
         axis.set_xlabel("epoch")
@@ -93,7 +100,7 @@ def plot_embedding(data: GraphData, split: Split, log_p: Tensor, out: Path) -> P
         The file.
     """
     points, y = _plane(log_p), data.y.numpy(force=True)
-    figure, (axis,) = figures.new_figure(f"{data.name}: predictions of the nodes, {split}", 1)
+    figure, (axis,) = figures.new_figure(f"{data.name}: predictions of the nodes\n{split}", 1)
     for c in range(data.classes):
         own = y == c
         label = data.class_names[c] if data.class_names else f"class {c}"
@@ -120,7 +127,7 @@ def plot_uncertainty(data: GraphData, split: Split, log_p: Tensor, kinds: Mappin
         The file.
     """
     points, y = _plane(log_p), data.y.numpy(force=True)
-    figure, axes = figures.new_figure(f"{data.name}: uncertainty of the nodes, {split}", len(kinds))
+    figure, axes = figures.new_figure(f"{data.name}: uncertainty of the nodes\n{split}", len(kinds))
     for axis, (name, values) in zip(axes, kinds.items(), strict=True):
         v = values.numpy(force=True)
         order = np.argsort(v)  # the most uncertain ones on top
@@ -146,7 +153,7 @@ def plot_reliability(data: GraphData, split: Split, curves: Mapping[str, Tensor]
         The file.
     """
     test = split.test
-    figure, (upper, lower) = figures.new_figure(f"{data.name}: reliability, {split}", 2)
+    figure, (upper, lower) = figures.new_figure(f"{data.name}: reliability\n{split}", 2)
     upper.plot([0, 1], [0, 1], color="0.6", linestyle="--", label="calibrated")
     width = 1 / BINS
     for index, (name, log_p) in enumerate(curves.items()):
@@ -187,6 +194,7 @@ def _ring_errors(axis: Axes, points: Floats, y: NDArray[np.int64], split: Split,
 
 
 def _name_plane(axis: Axes) -> None:
+    axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.set_xlabel("first principal component of log-probabilities")
     axis.set_ylabel("second principal component")
 

@@ -12,6 +12,7 @@ import natgrad_apps
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.data import GraphData, load_public
+from natgrad_apps.graphs.learning import Learner
 from natgrad_apps.graphs.models import SUMS_FIRST
 from natgrad_apps.graphs.splits import Split, SplitOptions, make_split
 from natgrad_apps.graphs.tables import load_tables
@@ -72,6 +73,34 @@ def open_trainer(config: TrainConfig, data: GraphData | None = None) -> Trainer:
     return Trainer(config, graph, split, device)
 
 
+def open_learner(config: TrainConfig) -> Learner:
+    """A new trainer for the task of the run; see `open_trainer`.
+
+    Raises:
+        ConfigError: Data, split, model or device cannot be used.
+    """
+    if config.task == "nodes":
+        return open_trainer(config)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    device = torch.device(resolve_device(config.device))
+    seed = config.seed if config.data.split_seed is None else config.data.split_seed
+    if config.task == "links":
+        from natgrad_apps.graphs.links import LinkTrainer, split_links  # noqa: PLC0415 - one task needs one of them
+
+        data = open_data(config)
+        links = split_links(data, config.links.val, config.links.test, seed)
+        seed_all(config.seed)
+        return LinkTrainer(config, data, links, device)
+    from natgrad_apps.graphs.graph_sets import load_graph_set, split_graphs  # noqa: PLC0415
+    from natgrad_apps.graphs.graph_trainer import GraphTrainer  # noqa: PLC0415
+
+    graphs = load_graph_set(config.dataset)
+    split = split_graphs(graphs, config.graphs.train, config.graphs.val, seed)
+    seed_all(config.seed)
+    return GraphTrainer(config, graphs, split, device)
+
+
 def resolve_device(name: str) -> str:
     """The device to use.
 
@@ -87,14 +116,14 @@ def resolve_device(name: str) -> str:
     return name
 
 
-def pack(trainer: Trainer, config_yaml: str) -> dict[str, bytes]:
+def pack(trainer: Learner, config_yaml: str) -> dict[str, bytes]:
     """The files of a checkpoint."""
     buffer = io.BytesIO()
     torch.save(trainer.state_dict(), buffer)
     return {STATE: buffer.getvalue(), CONFIG: config_yaml.encode()}
 
 
-def unpack(files: Mapping[str, bytes], trainer: Trainer) -> None:
+def unpack(files: Mapping[str, bytes], trainer: Learner) -> None:
     """Give the state of a checkpoint to a trainer; only tensors and plain values are read.
 
     Raises:

@@ -165,7 +165,7 @@ class NodeBatches:
         """
         places = self._permutation(epoch)[index * self.size : (index + 1) * self.size][part]
         offset = range(self.size)[part].start
-        found = self._neighbors.sample(self.seeds.cpu()[places], self.fanouts, _generator(self.seed, epoch, index, offset))
+        found = self._neighbors.sample(self.seeds.cpu()[places], self.fanouts, generator_of(self.seed, epoch, index, offset))
         device = self.data.y.device
         nodes = found.nodes.to(device)
         made = Data(
@@ -183,11 +183,11 @@ class NodeBatches:
 
     def _permutation(self, epoch: int) -> Tensor:
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, torch.randperm(len(self.seeds), generator=_generator(self.seed, epoch))
+            self._order = epoch, torch.randperm(len(self.seeds), generator=generator_of(self.seed, epoch))
         return self._order[1]
 
 
-def _generator(*numbers: int) -> torch.Generator:
+def generator_of(*numbers: int) -> torch.Generator:
     """A source of randomness of its own for each tuple of numbers."""
     [state] = np.random.SeedSequence(numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state >> 1))

@@ -16,6 +16,7 @@ from natgrad_apps.graphs.data import GraphData
 from natgrad_apps.graphs.learning import Learner, Terms
 from natgrad_apps.graphs.measures import Measures, measure
 from natgrad_apps.graphs.models import WEIGHTED, build_model, check_logits
+from natgrad_apps.graphs.node_table import node_table
 from natgrad_apps.graphs.sampling import ALL, NodeBatches
 from natgrad_apps.graphs.splits import Split
 from natgrad_apps.likelihoods import Categorical
@@ -49,9 +50,10 @@ class Trainer(Learner):
 
     def __init__(self, config: TrainConfig, data: GraphData, split: Split, device: torch.device, loader: Loader | None = None) -> None:
         fixed = loader is None and not config.sampling.batch_size and not config.data.inductive
-        self.data, self.split = data.to(device), split
+        self.data: GraphData = data.to(device)
+        self.split: Split = split
         self._graph = self.data if fixed or config.model.name not in WEIGHTED else self.data.gcn_normalized()
-        model = build_model(config.model.options(), data.x.shape[1], data.classes, fixed=fixed).to(device)
+        model = build_model(config.model.options(), data.x.shape[1], data.classes, edges="fixed" if fixed else "weighted").to(device)
         _check(model, self._graph, config.model.name)
         super().__init__(config, model, device)
         self._train, self._val, self._test = (part.to(device) for part in (split.train, split.val, split.test))
@@ -96,6 +98,10 @@ class Trainer(Learner):
         self.model.eval()
         with self.average.shown():
             return check_logits(call(self.model, self._graph), self.data.nodes, self.data.classes)
+
+    def table(self) -> str:
+        """A row for each node."""
+        return node_table(self.data, self.split, self.predict().softmax(-1))
 
     def evaluate(self) -> tuple[Measures, Measures | None, Measures | None]:
         """Measures of the training, validation and test nodes."""

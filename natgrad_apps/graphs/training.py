@@ -13,10 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.config import TrainConfig
-from natgrad_apps.graphs.learning import Epoch
+from natgrad_apps.graphs.learning import Epoch, Learner
 from natgrad_apps.graphs.plotting import plot_run
 from natgrad_apps.graphs.runs import PROGRAM
-from natgrad_apps.graphs.trainer import Trainer
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
@@ -44,7 +43,7 @@ def train(config: TrainConfig, out: Path) -> None:
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
     check_new(out)
-    trainer = runs.open_trainer(config)
+    trainer = runs.open_learner(config)
     config_yaml = schema.to_yaml(config)
     with ExitStack() as stack:
         folder = RunFolder.create(out, config_yaml)
@@ -68,7 +67,7 @@ def resume(path: Path) -> None:
         if run is None:
             return
         config, folder = run.config, run.folder
-        trainer = runs.open_trainer(config)
+        trainer = runs.open_learner(config)
         runs.unpack(run.files, trainer)
         folder.metrics.cut(trainer.progress.epoch)
         _Session(config, run.config_yaml, folder, trainer).run(resumed=True)
@@ -81,7 +80,7 @@ class _Session:
     config: TrainConfig
     config_yaml: str
     folder: RunFolder
-    trainer: Trainer
+    trainer: Learner
 
     def run(self, *, resumed: bool) -> None:
         """Train to the end, evaluate the chosen epoch, write results and pictures."""
@@ -152,7 +151,7 @@ class _Session:
         }
 
 
-def describe_result(trainer: Trainer) -> dict[str, Any]:
+def describe_result(trainer: Learner) -> dict[str, Any]:
     """Measures of the weights that the trainer holds now, with dataset and split."""
     train_part, val, test = trainer.evaluate()
     return {
@@ -163,15 +162,24 @@ def describe_result(trainer: Trainer) -> dict[str, Any]:
         "train": train_part.to_dict(),
         "val": None if val is None else val.to_dict(),
         "test": None if test is None else test.to_dict(),
-        "test_accuracy": None if test is None else test.accuracy,
+        **({} if test is None else {f"test_{key}": value for key, value in test.tracked().items() if key in {"accuracy", "auc", "ap"}}),
     }
+
+
+_SHOWN = (
+    ("accuracy", "test accuracy", 100, 2, "%"),
+    ("auc", "auc", 100, 2, "%"),
+    ("ap", "ap", 100, 2, "%"),
+    ("nll", "nll", 1, 3, ""),
+    ("ece", "ece", 100, 1, "%"),
+)
 
 
 def _summary(results: dict[str, Any]) -> str:
     test = results["test"]
     numbers = "no test nodes"
     if test is not None:
-        numbers = f"test accuracy {100 * test['accuracy']:.2f}%  nll {test['nll']:.3f}  ece {100 * test['ece']:.1f}%"
+        numbers = "  ".join(f"{words} {factor * test[key]:.{digits}f}{unit}" for key, words, factor, digits, unit in _SHOWN if key in test)
     return f"{numbers}  (epoch {results['best_epoch']} of {results['epochs']}, {results['dataset']}, {results['split']['text']})"
 
 
