@@ -13,7 +13,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv
 
-from natgrad_apps.agents.masking import MaskedPolicy, MaskReader
+from natgrad_apps.agents.masking import player
 
 PERIODIC_SEED = 1_000_003
 FINAL_SEED = 2_000_003
@@ -82,7 +82,7 @@ def evaluate(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         returns, lengths = evaluate_policy(
-            MaskReader(model, venv) if isinstance(model.policy, MaskedPolicy) else model,
+            player(model, venv),
             venv,
             n_eval_episodes=episodes,
             deterministic=deterministic,

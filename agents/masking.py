@@ -139,6 +139,11 @@ def choices(space: spaces.Space[Any]) -> list[int]:
     raise ConfigError(f"masks need an action space Discrete, MultiDiscrete or MultiBinary with one dimension, got {space}")
 
 
+def player(model: BaseAlgorithm, env: VecEnv) -> BaseAlgorithm | MaskReader:
+    """What plays in an environment without knowing of masks: the agent, or its `MaskReader` if it needs some."""
+    return MaskReader(model, env) if isinstance(model.policy, MaskedPolicy) else model
+
+
 @dataclass(frozen=True)
 class MaskReader:
     """An agent that reads the masks of the environment it plays in, for callers of ``predict`` that know of none.

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from natgrad_apps.agents.config import EnvironmentConfig
 from natgrad_apps.agents.environments import INSTALL, close, find_normalization, make_evaluation
+from natgrad_apps.agents.masking import player
 from natgrad_apps.errors import ConfigError
 
 FRAMES_PER_SECOND = 30
@@ -55,10 +56,10 @@ def record(agent: BaseAlgorithm, config: EnvironmentConfig, episodes: int, seed:
 
 def _frames(agent: BaseAlgorithm, venv: VecEnv, deterministic: bool) -> Iterator[np.ndarray[Any, Any] | None]:
     """Pictures of one episode after another, with None at the end of each."""
-    observation, state, start = venv.reset(), None, np.ones(1, dtype=bool)
+    observation, state, start, seat = venv.reset(), None, np.ones(1, dtype=bool), player(agent, venv)
     while True:
         yield _draw(venv)
-        action, state = agent.predict(observation, state=state, episode_start=start, deterministic=deterministic)  # type: ignore[arg-type]
+        action, state = seat.predict(observation, state=state, episode_start=start, deterministic=deterministic)  # type: ignore[arg-type]
         observation, _, start, infos = venv.step(action)
         if start[0] and _is_over(infos[0]):
             yield None

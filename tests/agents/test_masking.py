@@ -21,6 +21,7 @@ from natgrad_apps.agents.context import Context
 from natgrad_apps.agents.evaluation import evaluate
 from natgrad_apps.agents.heads import actor_likelihood
 from natgrad_apps.agents.masking import MaskableMlpPolicy, choices
+from natgrad_apps.agents.video import _frames
 from natgrad_apps.errors import ConfigError
 from tests.agents._environments import Chain, discrete, vectorized
 from tests.agents.test_acktr import SMALL, record, weights
@@ -220,6 +221,22 @@ def test_prediction_needs_masks() -> None:
         model.predict(observation, action_masks=np.array([[True] * 4, [False] * 4]))
     with pytest.raises(ConfigError, match=r"needs their masks: predict"), torch.no_grad():
         model.policy(torch.as_tensor(observation))
+
+
+class Drawn(Guarded):
+    """With pictures."""
+
+    render_mode = "rgb_array"
+
+    def render(self) -> Any:
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+def test_films_show_legal_actions() -> None:
+    env = vectorized(lambda: Drawn(ACTIONS["multi_discrete"]), 1)
+    frames = _frames(ACKTR("MaskableMlpPolicy", env, **SMALL), env, deterministic=False)
+    film = [next(frames) for _ in range(33)]
+    assert [i for i, frame in enumerate(film) if frame is None] == [10, 21, 32]
 
 
 def test_what_does_not_fit_is_refused() -> None:
