@@ -129,7 +129,7 @@ class Points:
         try:
             with buffers_kept(self._model):
                 likelihood, targets = learner.judge(learner.forward(batch), batch)
-                nll = -likelihood.log_prob(targets).mean() / batch.samples
+                nll = -likelihood.log_prob(targets).mean() * batch.weight
                 found = torch.autograd.grad(nll, list(self.live.values()), allow_unused=True)
         finally:
             for p in self.live.values():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,15 +169,18 @@ class Variational:
         self.num_data = rows * self._augmentation
         self._problem.num_data, self._problem.rows = self.num_data, rows
 
-    def step(self, x: Any, y: Tensor) -> StepInfo:
+    def step(self, x: Any, y: Tensor, micro_batch: int | None = None) -> StepInfo:
         """One step on a minibatch.
 
         Args:
             x: Input of the model, or a tuple of its arguments.
             y: Targets: values ``[N]`` or ``[N, D]``, classes ``[N]``.
+            micro_batch: Rows that go through the model at a time, to save memory; None for all. Each weight sample sees all of them, so
+                the step is that of the whole minibatch (but for running statistics of batch normalization, and for which targets a
+                Monte-Carlo Fisher draws).
 
         Raises:
-            ConfigError: The batch is larger than the data set, or a target is not legal; nothing was changed.
+            ConfigError: The batch is larger than the data set or cannot be cut, or a target is not legal; nothing was changed.
             NumericalError: A factorization failed even in float64 with jitter.
         """
         if self._weights.held:
@@ -185,9 +188,12 @@ class Variational:
         device = next(iter(self._weights.live.values())).device.type
         autocast = torch.is_autocast_enabled(device)
         with torch.autocast(device, enabled=False):
-            return self._step(Batch(x if isinstance(x, tuple) else (x,), y, self.num_samples, autocast))
+            batch = Batch(x if isinstance(x, tuple) else (x,), y, self.num_samples, autocast)
+            if micro_batch is not None:
+                _check_count("micro_batch", micro_batch)
+            return self._step(batch.parts(micro_batch))
 
-    def _step(self, batch: Batch) -> StepInfo:
+    def _step(self, parts: Sequence[Batch]) -> StepInfo:
         temperature = self._problem.temperature = self._warm_up.at(self.steps)
         kl = self.prior.divergence(self.posterior)
         outcomes: list[Outcome] = []
@@ -197,9 +203,13 @@ class Variational:
             for k in range(self.num_samples):
                 noise = {n: v.neg_() for n, v in noise.items()} if k % 2 else self.posterior.noise(self._generator)
                 with self._weights.hold(self._at(noise, last=k + 1 == self.num_samples)), torch.enable_grad():
-                    outcomes.append(self._learner.gather(batch))
-                    if self._points is not None:
-                        self._points.gather(self._learner, batch)
+                    found = []
+                    for part in parts:
+                        found.append(self._learner.gather(part))
+                        if self._points is not None:
+                            self._points.gather(self._learner, part)
+                    self._learner.end_sample()
+                    outcomes.append(Outcome.mean(found, parts))
         except BaseException:
             self._discard()
             self._generator.set_state(before)

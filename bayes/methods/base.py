@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -61,12 +61,38 @@ class Batch:
         y: Targets.
         samples: Number of weight samples.
         autocast: Whether the model runs under autocast; nothing else does.
+        share: Which part of the minibatch of the step this is, in rows.
     """
 
     inputs: tuple[Any, ...]
     y: Tensor
     samples: int
     autocast: bool = False
+    share: float = 1.0
+
+    @property
+    def weight(self) -> float:
+        """What its mean counts in the mean over minibatch and samples."""
+        return self.share / self.samples
+
+    def parts(self, rows: int | None) -> list[Batch]:
+        """Micro-batches of this minibatch.
+
+        Args:
+            rows: Their size, but for the last one; None for one.
+
+        Raises:
+            ConfigError: An input cannot be cut like the targets.
+        """
+        if rows is None:
+            return [self]
+        count = len(self.y)
+        for x in self.inputs:
+            if not isinstance(x, Tensor) or x.dim() == 0 or len(x) != count:
+                given = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                raise ConfigError(f"micro-batches need inputs that are tensors with {count} rows, as many as targets, got {given}")
+        ranges = [slice(start, start + rows) for start in range(0, count, rows)]
+        return [replace(self, inputs=tuple(x[r] for x in self.inputs), y=self.y[r], share=len(self.y[r]) / count) for r in ranges]
 
 
 @dataclass(frozen=True)
@@ -81,6 +107,18 @@ class Outcome:
     nll: Tensor
     squared_error: Tensor
 
+    @staticmethod
+    def mean(parts: Sequence[Outcome], batches: Sequence[Batch]) -> Outcome:
+        """Of a whole minibatch from those of its parts."""
+        if len(parts) == 1:
+            return parts[0]
+        shares = [batch.share for batch in batches]
+        nll, squared_error = (
+            torch.stack([getattr(part, name) * share for part, share in zip(parts, shares, strict=True)]).sum()
+            for name in ("nll", "squared_error")
+        )
+        return Outcome(nll, squared_error)
+
 
 class Learner(ABC):
     """What a method knows: running averages, momentum, the posterior.
@@ -93,7 +131,7 @@ class Learner(ABC):
         posterior: The variational distribution; one object for the whole training.
         lr: Learning rate now.
         steps: Number of steps taken.
-        terms: Number of likelihood terms of the last batch.
+        terms: Number of likelihood terms of the last minibatch, all its parts together.
     """
 
     posterior: Posterior
@@ -109,7 +147,7 @@ class Learner(ABC):
         """Forward and backward pass at the weight sample that the model holds.
 
         Args:
-            batch: The minibatch.
+            batch: The minibatch, or a part of it.
         """
         outputs = self.forward(batch)
         likelihood, targets = self.judge(outputs, batch)
@@ -118,9 +156,9 @@ class Learner(ABC):
         return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets))
 
     def gradient(self, nll: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Share of one weight sample in the mean gradient over the samples, by parameter; absent where the loss does not depend on one."""
+        """Share of a part at one weight sample in the mean gradient, by parameter; absent where the loss does not depend on one."""
         live = self.problem.weights.live
-        found = torch.autograd.grad(nll / batch.samples if batch.samples > 1 else nll, list(live.values()), allow_unused=True)
+        found = torch.autograd.grad(nll * batch.weight if batch.weight != 1 else nll, list(live.values()), allow_unused=True)
         return {name: g for name, g in zip(live, found, strict=True) if g is not None}
 
     def judge(self, outputs: Tensor, batch: Batch) -> tuple[Likelihood, Tensor]:
@@ -131,12 +169,12 @@ class Learner(ABC):
             ShapeError: The targets do not fit the outputs.
         """
         likelihood = self.problem.task.likelihood(outputs)
-        if likelihood.num_terms > self.problem.rows:
+        self.terms = round(likelihood.num_terms / batch.share)
+        if self.terms > self.problem.rows:
             raise ConfigError(
-                f"the batch has {likelihood.num_terms} likelihood terms, more than num_data={self.problem.rows}; num_data counts those of "
+                f"the batch has {self.terms} likelihood terms, more than num_data={self.problem.rows}; num_data counts those of "
                 "the whole training set, not of a batch"
             )
-        self.terms = likelihood.num_terms
         return likelihood, self.problem.task.targets(outputs, batch.y)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -156,6 +194,9 @@ class Learner(ABC):
         """Add the shares of one weight sample; nothing in place, because autograd may give several parameters one tensor."""
         for name, g in gradients.items():
             self._gradients[name] = self._gradients[name] + g if name in self._gradients else g
+
+    def end_sample(self) -> None:  # noqa: B027 - nothing to do unless a method needs whole samples
+        """Every part of the minibatch went through the weight sample that the model still holds."""
 
     def take(self) -> dict[str, Tensor]:
         """Mean gradient of the mean loss over the samples, by parameter; zero where the loss does not depend on one."""

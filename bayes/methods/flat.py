@@ -73,6 +73,7 @@ class FlatLearner(Learner):
         super().__init__(problem, lr)
         self.flat = Flat(problem.weights.live)
         self.momentum = Momentum(momentum)
+        self._sample: Tensor | None = None
         self._gradient: Tensor | None = None
         self._moment: Tensor | None = None
         self._mean = self.flat.full(0.0)
@@ -93,9 +94,17 @@ class FlatLearner(Learner):
 
     @torch.no_grad()
     def add(self, gradients: Mapping[str, Tensor]) -> None:
-        """Add the shares of one weight sample; zero where the loss does not depend on a parameter."""
+        """Add the shares of a part at one weight sample; zero where the loss does not depend on a parameter."""
         live = self.problem.weights.live
-        self.absorb(self.flat.pack([gradients[name] if name in gradients else torch.zeros_like(p) for name, p in live.items()]))
+        found = self.flat.pack([gradients[name] if name in gradients else torch.zeros_like(p) for name, p in live.items()])
+        self._sample = found if self._sample is None else self._sample.add_(found)
+
+    @torch.no_grad()
+    def end_sample(self) -> None:
+        """Hand over the gradient of the sample."""
+        gradient, self._sample = self._sample, None
+        assert gradient is not None
+        self.absorb(gradient)
 
     def absorb(self, gradient: Tensor) -> None:
         """Add the share ``[n]`` of one weight sample, which the model holds now; takes the tensor's memory."""
@@ -108,7 +117,7 @@ class FlatLearner(Learner):
     def discard(self) -> None:
         """Forget gradient and moment of the step."""
         super().discard()
-        self._gradient = self._moment = None
+        self._sample = self._gradient = self._moment = None
 
     @torch.no_grad()
     def update(self) -> bool:

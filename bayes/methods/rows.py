@@ -56,7 +56,7 @@ class RowsLearner(FlatLearner):
             calls = self._single_calls(len(score))
             if self.steps == 0:
                 calls = self._verified(calls, outputs, score)
-            share = 1 / (likelihood.num_terms * batch.samples)
+            share = batch.weight / likelihood.num_terms
             live = self.problem.weights.live
             found = torch.autograd.grad(outputs, list(live.values()), score * -share, retain_graph=True, allow_unused=True)
             self.add({name: g for name, g in zip(live, found, strict=True) if g is not None})

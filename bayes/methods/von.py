@@ -90,11 +90,10 @@ class VONLearner(FlatLearner):
         likelihood, targets = self.judge(outputs, batch)
         nll = -likelihood.log_prob(targets).mean()
         live = self.problem.weights.live
-        found = torch.autograd.grad(nll, list(live.values()), create_graph=True, allow_unused=True)
+        found = torch.autograd.grad(nll * batch.weight, list(live.values()), create_graph=True, allow_unused=True)
         gradients = {name: g for name, g in zip(live, found, strict=True) if g is not None}
-        self.add({name: g.detach() / batch.samples for name, g in gradients.items()})
+        self.add({name: g.detach() for name, g in gradients.items()})
         curved = [g for g in gradients.values() if g.requires_grad]
-        share = 1 / (self.method.probes * batch.samples)
         for _ in range(self.method.probes if curved else 0):
             probe = torch.randint(0, 2, (self.flat.size,), generator=self._generator, device=self.flat.device).mul_(2).sub_(1)
             signs = dict(zip(live, self.flat.unpack(probe.to(self.flat.dtype)), strict=True))
@@ -102,7 +101,7 @@ class VONLearner(FlatLearner):
             products = torch.autograd.grad(
                 curved, list(live.values()), vectors, retain_graph=True, allow_unused=True, materialize_grads=True
             )
-            self.collect(self.flat.pack(products) * probe * share)
+            self.collect(self.flat.pack(products) * probe / self.method.probes)
         return Outcome(nll.detach(), self.problem.task.squared_error(outputs.detach(), targets))
 
     def advance(self, gradient: Tensor, moment: Tensor | None) -> None:

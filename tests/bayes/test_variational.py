@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -59,10 +61,11 @@ def batches(count: int) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(6, 3, generator=generator), torch.randn(6, generator=generator)) for _ in range(count)]
 
 
-def build(method: Method, **options: Any) -> Variational:
+def build(method: Method, layers: Sequence[nn.Module] = (), **options: Any) -> Variational:
     torch.manual_seed(4)
     settings: dict[str, Any] = {"task": Regression(learn=True), "num_data": 30, "prior": Prior(learn=True), "num_samples": 3, **options}
-    return Variational(network(), method=method, **settings)
+    model = nn.Sequential(*map(copy.deepcopy, layers)) if layers else network()
+    return Variational(model, method=method, **settings)
 
 
 def values(vi: Variational) -> list[Tensor]:
@@ -305,6 +308,52 @@ def test_a_step_that_is_not_finite_is_skipped(method: Method) -> None:
     assert all(torch.equal(a, b) for a, b in zip(values(vi), before, strict=True))
     assert not vi.step(x, y).skipped
     assert NonFiniteWarning is not None
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("method", [m for m in METHODS if not isinstance(m, VON)], ids=ids)
+def test_micro_batches_are_the_whole_batch(method: Method) -> None:
+    """Six rows at once, and as 4 + 2; an exact Fisher and no bare parameters, where other random numbers would be drawn."""
+    if hasattr(method, "fisher"):
+        method = dataclasses.replace(method, fisher="exact")  # type: ignore[type-var]
+    layers = [nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)]
+    whole, parts = build(method, layers), build(method, layers)
+    for i, (x, y) in enumerate(batches(4)):
+        # EKFAC's first basis is that of the first rows it sees
+        expected, found = whole.step(x.double(), y.double()), parts.step(x.double(), y.double(), micro_batch=4 if i else None)
+        torch.testing.assert_close(found.nelbo, expected.nelbo, rtol=1e-9, atol=0)
+    for p, q in zip(values(whole), values(parts), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-9, atol=1e-9)  # float64, sums of six rows
+
+
+def test_micro_batches_that_cannot_be_cut() -> None:
+    vi = build(Vadam())
+    x, y = batches(1)[0]
+    with pytest.raises(ConfigError, match=r"need inputs that are tensors with 6 rows, as many as targets, got \[5, 3\]"):
+        vi.step(x[:5], y, micro_batch=2)
+    with pytest.raises(ConfigError, match="micro_batch must be an integer >= 1, got 0"):
+        vi.step(x, y, micro_batch=0)
+    with pytest.raises(ConfigError, match="60 likelihood terms, more than num_data=30"):
+        vi.step(x.repeat(10, 1), y.repeat(10), micro_batch=7)
+
+
+def test_gradients_add_up_in_the_sampling_context() -> None:
+    """`backward` on two halves at one sample leaves the gradient of the whole there, and the memory of the parameters where it was."""
+    vi = build(NoisyKFAC())
+    vi.step(*batches(1)[0])
+    parameters = list(vi.model.parameters())
+    x, addresses = torch.randn(6, 3), [p.data_ptr() for p in parameters]
+    gradients = []
+    for parts in ([x], [x[:2], x[2:]]):
+        vi.model.zero_grad()
+        with vi.sample_weights(torch.Generator().manual_seed(0)):
+            for part in parts:
+                vi.model(part).square().sum().backward()
+        gradients.append([p.grad.clone() for p in parameters if p.grad is not None])
+    for one, two in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)  # float32, sums of six rows
+    assert len(gradients[0]) == len(parameters)
+    assert [p.data_ptr() for p in parameters] == addresses
 
 
 class Recurrent(nn.Module):
