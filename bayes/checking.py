@@ -9,6 +9,7 @@ from torch import nn
 
 from natgrad_apps.bayes.config import TrainConfig
 from natgrad_apps.bayes.fitting import Fit
+from natgrad_apps.bayes.foreign import foreign_inputs
 from natgrad_apps.bayes.training import open_fit
 
 TRIAL_STEPS = 20
@@ -25,6 +26,7 @@ def check(config: TrainConfig) -> str:
     """
     fit = open_fit(config)
     fit.start_from_file()
+    foreign_inputs(fit, config.foreign)
     times = []
     for _ in range(min(TRIAL_STEPS, fit.steps_total)):
         start = time.perf_counter()

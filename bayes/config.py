@@ -147,6 +147,26 @@ class PredictionConfig:
 
 
 @dataclass(frozen=True)
+class ForeignConfig:
+    """Inputs that the uncertainty is to tell from test inputs.
+
+    Attributes:
+        kind: moved adds a number of training deviations to every column of the test rows, up or down at random; permuted shuffles each
+            column among the test rows; rotated turns square images by 90 degrees; table reads rows from a file.
+        distance: Training deviations of moved.
+        table: CSV, TSV or Parquet file with the columns of the inputs, for the kind table.
+    """
+
+    kind: Literal["moved", "permuted", "rotated", "table"] = "moved"
+    distance: PositiveFloat = 3.0
+    table: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.kind == "table") != (self.table is not None):
+            raise ConfigError(f"foreign.kind=table and foreign.table go together, got kind {self.kind!r} and table {self.table!r}")
+
+
+@dataclass(frozen=True)
 class RecipeConfig:
     """What is the same for every data set.
 
@@ -182,6 +202,7 @@ class TrainConfig(RecipeConfig):
         table: How such a file is read.
         split: Number of the published split of a UCI set; else the seed of a random one.
         test_fraction: Share of the rows that test, where no split is published.
+        foreign: Inputs that the uncertainty is to tell from test inputs (AUROC, FPR95, uncertainty.png).
         log_every: Steps between two rows of metrics.csv.
         checkpoint_every: Steps between two checkpoints; one is written at the start, at the end and at an interruption anyway.
         seed: Seed of first weights, batches, weight samples and predictions.
@@ -193,6 +214,7 @@ class TrainConfig(RecipeConfig):
     table: TableFile = field(default_factory=TableFile)
     split: NonNegative = 0
     test_fraction: Annotated[float, Range(low=0, high=1, open_low=True, open_high=True)] = 0.1
+    foreign: ForeignConfig = field(default_factory=ForeignConfig)
     log_every: Positive = 50
     checkpoint_every: Positive = 1000
     seed: Seed = 0

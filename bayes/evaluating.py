@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import natgrad_apps
-from natgrad_apps.bayes import metrics, snapshot
+from natgrad_apps.bayes import snapshot
+from natgrad_apps.bayes.config import ForeignConfig
 from natgrad_apps.bayes.data import read_frame, read_inputs
 from natgrad_apps.bayes.fitted import Fitted, evaluate
 from natgrad_apps.bayes.fitting import Fit
-from natgrad_apps.bayes.plotting import foreign_inputs, plot_run, uncertainty
+from natgrad_apps.bayes.foreign import describe, detection, foreign_inputs, uncertainty
+from natgrad_apps.bayes.plotting import plot_run
 from natgrad_apps.bayes.prediction import Kind, Prediction, RegressionPrediction
 from natgrad_apps.bayes.run_data import read_labelled, resolve_device
 from natgrad_apps.bayes.training import PACKAGES, PROGRAM, open_fit
@@ -59,11 +61,11 @@ def evaluate_checkpoint(request: Request) -> None:
         "data": None if request.data is None else str(request.data),
     }
     if request.data is None:
-        fit = open_trained(saved.files, request.device)
+        fit, foreign = open_trained(saved.files, request.device)
         result, device, seed = fit.evaluate(request.samples, request.kind), fit.device, fit.seed
         own = uncertainty(fit.predict(fit.table.x[fit.split.test], request.samples, request.kind))
-        foreign = uncertainty(fit.predict(foreign_inputs(fit), request.samples, request.kind))
-        record["foreign"] = {"auroc": metrics.auroc(own, foreign), "fpr95": metrics.fpr95(own, foreign)}
+        outside = uncertainty(fit.predict(foreign_inputs(fit, foreign), request.samples, request.kind))
+        record["foreign"] = {"inputs": describe(foreign), **detection(own, outside)}
         rows = len(own)
     else:
         fitted = _open_fitted(saved.files, request.device)
@@ -80,7 +82,7 @@ def evaluate_checkpoint(request: Request) -> None:
     }
     print("  ".join(f"{name} {value:.4g}" for name, value in result.items()) + f"   rows {rows}   (posterior of step {saved.step:,})")
     if "foreign" in record:
-        print("moved inputs: " + "  ".join(f"{name} {value:.3f}" for name, value in record["foreign"].items()))
+        print("foreign inputs, {inputs}: auroc {auroc:.3f}  fpr95 {fpr95:.3f}".format(**record["foreign"]))
     _write(request.out or owner, "evaluation.json", record)
 
 
@@ -145,11 +147,11 @@ def plot_folder(path: Path) -> list[Path]:
     """
     require_run(path)
     _, saved = snapshot.find(path)
-    return plot_run(open_trained(saved.files), path)
+    return plot_run(*open_trained(saved.files), path)
 
 
-def open_trained(files: Any, device: str | None = None) -> Fit:
-    """The training of a checkpoint, with its data.
+def open_trained(files: Any, device: str | None = None) -> tuple[Fit, ForeignConfig]:
+    """The training of a checkpoint, with its data, and what is foreign to them.
 
     Args:
         files: Of the checkpoint.
@@ -163,7 +165,7 @@ def open_trained(files: Any, device: str | None = None) -> Fit:
         config = dataclasses.replace(config, device=resolve_device(device))  # type: ignore[arg-type]
     fit = open_fit(config)
     snapshot.restore(files, fit)
-    return fit
+    return fit, config.foreign
 
 
 def _open_fitted(files: Any, device: str | None) -> Fitted:

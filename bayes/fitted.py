@@ -199,9 +199,11 @@ def evaluate(found: Prediction, y: Tensor) -> dict[str, float]:
     """
     if isinstance(found, RegressionPrediction):
         means, deviations = found.mixture
+        pointwise = metrics.pointwise_log_likelihood(metrics.gaussian_log_density(means, deviations, y))
         return {
             "rmse": metrics.rmse(found.mean, y),
-            "loglik_pointwise": metrics.pointwise_log_likelihood(metrics.gaussian_log_density(means, deviations, y)),
+            "nll": -pointwise,
+            "loglik_pointwise": pointwise,
             "loglik_joint": metrics.joint_log_likelihood(metrics.gaussian_log_density(found.samples, found.noise_std, y)),
             "crps": metrics.crps(means, deviations, y),
         }

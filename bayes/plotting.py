@@ -12,32 +12,16 @@ from matplotlib.ticker import ScalarFormatter
 from torch import Tensor
 
 from natgrad_apps.bayes import metrics
+from natgrad_apps.bayes.config import ForeignConfig
 from natgrad_apps.bayes.data.table import Floats
 from natgrad_apps.bayes.fitting import Fit
+from natgrad_apps.bayes.foreign import describe, detection, foreign_inputs, uncertainty
 from natgrad_apps.bayes.prediction import ClassificationPrediction, Prediction, RegressionPrediction
 from natgrad_apps.runner import figures
 from natgrad_apps.runner.figures import COLORS
 from natgrad_apps.runner.metrics import column, read_rows
 
-FOREIGN_SHIFT = 3.0
-FOREIGN_SEED = 77
 LEVELS = np.linspace(0.05, 0.95, 19)
-
-
-def foreign_inputs(fit: Fit) -> Floats:
-    """The test inputs, every column of every row moved by `FOREIGN_SHIFT` training deviations up or down at random, ``[N, D]``.
-
-    Args:
-        fit: A training.
-    """
-    x = fit.table.x[fit.split.test]
-    signs = np.random.default_rng(FOREIGN_SEED).choice([-1.0, 1.0], size=x.shape)
-    return np.asarray(x + FOREIGN_SHIFT * signs * fit.scales.x.scale)
-
-
-def uncertainty(found: Prediction) -> Tensor:
-    """What tells foreign inputs, ``[N]``: epistemic deviation for regression, entropy in nats for classification."""
-    return found.epistemic.sqrt() if isinstance(found, RegressionPrediction) else found.entropy
 
 
 def coverage(found: RegressionPrediction, y: Tensor, levels: Floats = LEVELS) -> Floats:
@@ -55,21 +39,22 @@ def coverage(found: RegressionPrediction, y: Tensor, levels: Floats = LEVELS) ->
     return np.array(shares)
 
 
-def plot_run(fit: Fit, path: Path) -> list[Path]:
+def plot_run(fit: Fit, config: ForeignConfig, path: Path) -> list[Path]:
     """Draw every picture of a run into its folder.
 
     Args:
         fit: A finished training.
+        config: Foreign inputs.
         path: The run folder.
 
     Returns:
         The PNG files.
     """
     rows = fit.split.test
-    own, outside = fit.predict(fit.table.x[rows]), fit.predict(foreign_inputs(fit))
+    own, outside = fit.predict(fit.table.x[rows]), fit.predict(foreign_inputs(fit, config))
     y = torch.as_tensor(fit.table.y[rows], device=fit.device)
     folder = path / "figures"
-    done = [_reliability(own, y, fit, folder), _uncertainty(own, outside, fit, folder)]
+    done = [_reliability(own, y, fit, folder), _uncertainty(own, outside, (_name(fit), describe(config)), folder)]
     if isinstance(own, RegressionPrediction):
         done.append(_band(own, y, fit, folder))
     file = path / "metrics.csv"
@@ -111,16 +96,16 @@ def _reliability(found: Prediction, y: Tensor, fit: Fit, folder: Path) -> Path:
     return _save(figure, folder / "reliability.png")
 
 
-def _uncertainty(own: Prediction, outside: Prediction, fit: Fit, folder: Path) -> Path:
+def _uncertainty(own: Prediction, outside: Prediction, names: tuple[str, str], folder: Path) -> Path:
     inside, foreign = uncertainty(own), uncertainty(outside)
-    figure, axis = _panel(f"Uncertainty in and out of the training distribution: {_name(fit)}")
+    figure, axis = _panel(f"Uncertainty in and out of the training distribution: {names[0]}")
     values = [inside.numpy(force=True), foreign.numpy(force=True)]
     bins = np.linspace(0, max(float(np.max(v)) for v in values) or 1.0, 40).tolist()
-    labels = ("test inputs", f"moved by {FOREIGN_SHIFT:g} training deviations in every column")
+    labels = ("test inputs", f"foreign: {names[1]}")
     for value, color, label in zip(values, COLORS, labels, strict=False):
         axis.hist(value, bins=bins, alpha=0.6, color=color, label=label)
     what = "entropy (nats)" if isinstance(own, ClassificationPrediction) else "epistemic standard deviation (unit of the target)"
-    score = f"AUROC {metrics.auroc(inside, foreign):.3f}, FPR95 {metrics.fpr95(inside, foreign):.3f}"
+    score = "AUROC {auroc:.3f}, FPR95 {fpr95:.3f}".format(**detection(inside, foreign))
     axis.set_xlabel(f"{what}; {score}")
     axis.set_ylabel("rows")
     axis.legend(frameon=False, fontsize=8)

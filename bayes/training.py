@@ -16,6 +16,7 @@ import natgrad_apps
 from natgrad_apps.bayes import snapshot
 from natgrad_apps.bayes.config import TrainConfig
 from natgrad_apps.bayes.fitting import Fit
+from natgrad_apps.bayes.foreign import describe, detection, foreign_inputs, uncertainty
 from natgrad_apps.bayes.plotting import plot_run
 from natgrad_apps.bayes.run_data import open_data, resolve_device
 from natgrad_apps.bayes.snapshot import Progress
@@ -48,6 +49,7 @@ def train(config: TrainConfig, out: Path) -> None:
     check_new(out)
     fit = open_fit(config)
     fit.start_from_file()
+    foreign_inputs(fit, config.foreign)  # what cannot be used is told before the training
     config_yaml = schema.to_yaml(config)
     with ExitStack() as stack:
         folder = RunFolder.create(out, config_yaml)
@@ -124,9 +126,11 @@ class _Session:
                 self._save()
             self._learn(flag, view, events)
             result = fit.evaluate()
+            own, outside = fit.table.x[fit.split.test], foreign_inputs(fit, config.foreign)
+            foreign = detection(uncertainty(fit.predict(own)), uncertainty(fit.predict(outside)))
             self._count_time()
-            self.folder.write_results(self._results(result))
-            pictures = plot_run(fit, self.folder.path)
+            self.folder.write_results(self._results(result, foreign))
+            pictures = plot_run(fit, config.foreign, self.folder.path)
         summary = "test: " + "  ".join(f"{name} {value:.4g}" for name, value in result.items())
         self.folder.log(f"done at step {fit.steps_done}; {summary}")
         print(summary)
@@ -187,7 +191,7 @@ class _Session:
         self.folder.log(f"interrupted by {flag.name} at step {self.fit.steps_done}")
         raise InterruptedRunError(self._resume_command())
 
-    def _results(self, result: dict[str, float]) -> dict[str, Any]:
+    def _results(self, result: dict[str, float], foreign: dict[str, float]) -> dict[str, Any]:
         fit, progress, config = self.fit, self.progress, self.config
         return {
             "runner": PROGRAM,
@@ -195,6 +199,7 @@ class _Session:
             "method": config.method,
             "split": config.split,
             "test": result,
+            "foreign": {"inputs": describe(config.foreign), **foreign},
             "learned": fit.learned(),
             "rows": {"train": fit.schema.rows, "test": len(fit.split.test)},
             "steps": fit.steps_done,

@@ -46,7 +46,9 @@ def test_a_run_folder_is_complete(finished_run: Path, finished_classes: Path) ->
 
 def test_results_and_metrics_have_the_promised_keys(finished_run: Path, finished_classes: Path) -> None:
     results = json.loads((finished_run / "results.json").read_text())
-    assert set(results["test"]) == {"rmse", "loglik_pointwise", "loglik_joint", "crps"}
+    assert set(results["test"]) == {"rmse", "nll", "loglik_pointwise", "loglik_joint", "crps"}
+    assert results["test"]["nll"] == -results["test"]["loglik_pointwise"]
+    assert set(results["foreign"]) == {"inputs", "auroc", "fpr95"}
     assert (results["rows"], results["steps"], results["sessions"]) == ({"train": 54, "test": 6}, 18, 1)
     assert results["learned"]["noise_std"] > 0
     assert results["seconds"] >= results["training_seconds"] > 0
@@ -227,7 +229,7 @@ def test_evaluate_repeats_the_results_and_measures_new_rows(finished_run: Path, 
     assert main(["evaluate", str(finished_run), "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["test"] == json.loads((finished_run / "results.json").read_text())["test"]
-    assert set(found["foreign"]) == {"auroc", "fpr95"}
+    assert found["foreign"] == json.loads((finished_run / "results.json").read_text())["foreign"]
     assert main(["evaluate", str(finished_run), "--data", str(tables / "line.csv"), "--samples", "3", "--out", str(tmp_path / "new")]) == 0
     assert json.loads((tmp_path / "new" / "evaluation.json").read_text())["rows"] == 60
     assert main(["evaluate", str(finished_run), "--data", str(tables / "flowers.csv"), "--out", str(tmp_path / "bad")]) == 2
