@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, GymEnv, MaybeCallback, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -25,6 +22,7 @@ from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
 
 from natgrad_apps.agents import random_state
+from natgrad_apps.agents.arguments import check_action_space, check_values, reject
 from natgrad_apps.agents.backtracking import Backtracking, adapted_rate, shorten
 from natgrad_apps.agents.collecting import Batch, collect
 from natgrad_apps.agents.context import EMPTY, Array, Context, ContextualPolicy, State, given
@@ -39,20 +37,11 @@ from natgrad_apps.agents.diagnostics import (
     warn_skipped,
 )
 from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
-from natgrad_apps.agents.masking import METHOD, MaskableCnnPolicy, MaskableMlpPolicy, MaskableMultiInputPolicy, MaskedPolicy
-from natgrad_apps.agents.networks import ACKTRCnnPolicy
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
-from natgrad_apps.agents.recurrent import (
-    CnnLstmPolicy,
-    MaskableCnnLstmPolicy,
-    MaskableMlpLstmPolicy,
-    MaskableMultiInputLstmPolicy,
-    MlpLstmPolicy,
-    MultiInputLstmPolicy,
-)
+from natgrad_apps.agents.policies import POLICIES, check_masks
 from natgrad_apps.agents.value_normalization import NormalizedValue, PopArt, normalize_value, observe_targets
-from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.errors import ConfigError
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.ranks import Ranks
 
@@ -108,20 +97,7 @@ class ACKTR(OnPolicyAlgorithm):
         ConfigError: A value is not legal, or the action space or policy has no known Fisher.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
-        "MlpPolicy": ActorCriticPolicy,
-        "CnnPolicy": ACKTRCnnPolicy,
-        "MultiInputPolicy": MultiInputActorCriticPolicy,
-        "MaskableMlpPolicy": MaskableMlpPolicy,
-        "MaskableCnnPolicy": MaskableCnnPolicy,
-        "MaskableMultiInputPolicy": MaskableMultiInputPolicy,
-        "MlpLstmPolicy": MlpLstmPolicy,
-        "CnnLstmPolicy": CnnLstmPolicy,
-        "MultiInputLstmPolicy": MultiInputLstmPolicy,
-        "MaskableMlpLstmPolicy": MaskableMlpLstmPolicy,
-        "MaskableCnnLstmPolicy": MaskableCnnLstmPolicy,
-        "MaskableMultiInputLstmPolicy": MaskableMultiInputLstmPolicy,
-    }
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = POLICIES
 
     def __init__(
         self,
@@ -133,7 +109,7 @@ class ACKTR(OnPolicyAlgorithm):
     ) -> None:
         for name in kwargs:
             if name not in DEFAULTS:
-                _reject(name)
+                reject(name)
         given: dict[str, Any] = {**DEFAULTS, **kwargs}
         self.natural_gradient = NaturalGradientOptions.of(natural_gradient)
         self.normalize_advantage = bool(given.pop("normalize_advantage"))
@@ -146,7 +122,7 @@ class ACKTR(OnPolicyAlgorithm):
         self.spectrum = Spectrum()
         self._rate_factor = 1.0
         self.measure_next_update = False
-        _check(given)
+        check_values(given)
         set_up = given.pop("_init_setup_model")
         # The base class clips unconditionally; an infinite bound leaves every gradient as it is.
         given["max_grad_norm"] = math.inf if given["max_grad_norm"] is None else float(given["max_grad_norm"])
@@ -166,9 +142,9 @@ class ACKTR(OnPolicyAlgorithm):
             raise ConfigError(
                 "ACKTR brings its own optimizer: drop optimizer_class and optimizer_kwargs from policy_kwargs and use natural_gradient=..."
             )
-        _check_action_space(self.action_space)
+        check_action_space(self.action_space)
         super()._setup_model()
-        _check_masks(self.policy, self.env)
+        check_masks(self.policy, self.env)
         self.natural_gradient = NaturalGradientOptions.of(self.natural_gradient)  # `load` puts a user's mapping here
         if self.natural_gradient.value_normalization is not None:
             normalize_value(self.policy)
@@ -387,53 +363,3 @@ class ACKTR(OnPolicyAlgorithm):
         if model._random_state is not None and "seed" not in kwargs:
             random_state.restore(model._random_state, model.device)
         return model
-
-
-def _check(given: Mapping[str, Any]) -> None:
-    """Raise unless the numbers are legal and the policy's Fisher is known."""
-    if given["use_sde"]:
-        raise ConfigError(
-            "ACKTR does not support use_sde=True: with state-dependent exploration the variance of the policy depends on its features, and "
-            "that Fisher is not estimated here; use use_sde=False (independent Gaussian noise)"
-        )
-    for name in ("n_steps", "gamma", "max_grad_norm"):
-        if given[name] is not None:
-            check_positive(name, given[name])
-    for name in ("ent_coef", "vf_coef", "gae_lambda"):
-        check_positive(name, given[name], allow_zero=True)
-    for name in ("gamma", "gae_lambda"):
-        if given[name] > 1:
-            raise ConfigError(f"{name} must be at most 1, got {given[name]!r}")
-
-
-def _check_action_space(space: spaces.Space[Any]) -> None:
-    """Raise unless there is something to choose."""
-    choices = [space.n] if isinstance(space, spaces.Discrete) else space.nvec.flatten() if isinstance(space, spaces.MultiDiscrete) else [2]
-    if max(choices) < 2:
-        raise ConfigError(f"the action space {space} has a single action, so there is no policy to learn")
-
-
-def _check_masks(policy: ActorCriticPolicy, env: VecEnv | None) -> None:
-    """Raise if a policy asks for masks that the environment does not offer, warn if it ignores those that are offered."""
-    if env is None:
-        return
-    if isinstance(policy, MaskedPolicy):
-        policy.require_masks(env)
-    elif env.has_attr(METHOD):
-        warnings.warn(
-            f"the environment says by {METHOD}() which actions are legal, but {type(policy).__name__} does not ask; use "
-            "'MaskableMlpPolicy' or its like",
-            UserWarning,
-            stacklevel=4,
-        )
-
-
-def _reject(name: str) -> NoReturn:
-    """Raise the error for an unknown argument."""
-    options = [f.name for f in dataclasses.fields(NaturalGradientOptions)]
-    if name in options:
-        raise TypeError(f"ACKTR got an unexpected argument {name!r}; it belongs to natural_gradient={{{name!r}: ...}}")
-    legal = [n for n in DEFAULTS if not n.startswith("_")]
-    near = difflib.get_close_matches(name, legal, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise TypeError(f"ACKTR got an unexpected argument {name!r}{hint}; legal: policy, env, natural_gradient, {', '.join(legal)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,8 @@ from gymnasium import spaces
 from stable_baselines3.common.torch_layers import NatureCNN
 from torch import nn
 
-from natgrad_apps.agents import ACKTRCnn, ACKTRCnnPolicy
+from natgrad_apps.agents import ACKTR, ACKTRCnn, ACKTRCnnPolicy
+from natgrad_apps.agents.config import AgentConfig
 from natgrad_apps.errors import ConfigError
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -63,6 +64,10 @@ def test_the_users_arguments_win(kwargs: dict[str, Any], extractor: type[nn.Modu
     assert type(policy.features_extractor) is extractor
     assert sum(isinstance(m, nn.Linear) for m in policy.mlp_extractor.modules()) == hidden
     assert policy.features_dim == kwargs.get("features_extractor_kwargs", {}).get("features_dim", 512)
+
+
+def test_the_command_offers_every_policy() -> None:
+    assert list(get_args(get_type_hints(AgentConfig)["policy"])) == list(ACKTR.policy_aliases)
 
 
 def test_smallest_image() -> None:
