@@ -7,8 +7,8 @@
 Set NATGRAD_DATA to a folder with planetoid/ and gnn-benchmark/, or the data is downloaded. The grid is two learning rates and two weight
 decays; its runs have seeds of their own (from 100000), and the point with the best mean validation accuracy is taken. Test accuracy is that
 of the running average of the weights (decay 0.95) after the last epoch, for both optimizers; ``_by_loss`` is the epoch of the lowest
-validation loss without an average instead, and the Shchur cases are stopped and chosen by the validation loss. Then 10 timed epochs of each
-optimizer take turns, for the cost of an epoch.
+validation loss without an average instead, ``_pseudo_averaged`` takes pseudo-labels from the averaged network without dropout, and the
+Shchur cases are stopped and chosen by the validation loss. Then 10 timed epochs of each optimizer take turns, for the cost of an epoch.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ CASES: dict[str, CompareConfig] = {
     "cora_public": _BASE,
     "cora_public_by_loss": _BY_LOSS,
     "cora_public_pseudo": replace(_BASE, pseudo_labels=PSEUDO, weight_decay=[2.5e-4, 5e-4]),
+    "cora_public_pseudo_averaged": replace(_BASE, pseudo_labels=replace(PSEUDO, predict="eval"), weight_decay=[2.5e-4, 5e-4]),
     "citeseer_public": replace(_BASE, dataset="CiteSeer", target=0.68),
     "citeseer_public_pseudo": replace(_BASE, dataset="CiteSeer", pseudo_labels=PSEUDO, target=0.68),
     "cora_complete": replace(
