@@ -32,7 +32,7 @@ class OuterSum:
     def expand(self, coefficients: Tensor) -> Tensor:
         """``(C z)^T: [k, n]`` for ``z: [c, k]``; cost ``n c k``."""
         first, *parts = coefficients.split([len(self.rows), *(part.width for part in self.examples)])
-        total = (first.mT * self.weight) @ self.rows
+        total: Tensor = (first.mT * self.weight) @ self.rows
         for part, z in zip(self.examples, parts, strict=True):
             part.expand(z, total)
         return total

@@ -1,7 +1,7 @@
 """Cost of a step of variational inference, as a ratio to the optimizer that it extends, in one run.
 
     python benchmarks/bayes_cost.py             # both networks, two minutes on a free core
-    python benchmarks/bayes_cost.py --full      # more blocks, peak memory, and a network of 10.7 million weights
+    python benchmarks/bayes_cost.py --full      # more blocks, peak memory, and a CNN of 10.7 million weights
 
 Noisy K-FAC and noisy EKFAC are compared with the core's K-FAC and EKFAC with the same periods (F/I: steps between statistics and between
 factorizations), the others with `torch.optim.Adam` in its default form. Networks: 784-400-400-10 ("mlp"), and two strided convolutions with
@@ -97,7 +97,7 @@ def measure_large(setting: Setting, steps: int) -> Record:
         steps: Number of steps.
     """
     made = workload("large", setting, LARGE_BATCH)
-    contender = Bayes(made, NoisyKFAC(lr=0.003, damping=DAMPING))
+    contender = Bayes(made, NoisyKFAC(lr=0.03, damping=DAMPING))
     first, start = made.mean_loss(contender.model), time.perf_counter()
     for _ in range(steps):
         contender.step()

@@ -59,7 +59,8 @@ class DiagonalNormal(Normal):
 
     def trace(self) -> Tensor:
         """``sum 1 / precision``."""
-        return torch.linalg.vector_norm(self._std).square()
+        root: Tensor = torch.linalg.vector_norm(self._std)
+        return root.square()
 
     def logdet_precision(self) -> Tensor:
         """``sum log precision``."""

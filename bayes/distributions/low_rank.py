@@ -111,7 +111,8 @@ class LowRankNormal(Normal):
     def _trace(self) -> Tensor:
         y, e = self._spectrum
         lost = torch.stack([(y[:, c] * self._std[c]).square_().sum(1) for c in self._parts()]).sum(0)
-        return torch.linalg.vector_norm(self._std).square() - (lost / (1 + e)).sum()
+        root: Tensor = torch.linalg.vector_norm(self._std)
+        return root.square() - (lost / (1 + e)).sum()
 
     def trace(self) -> Tensor:
         """``sum_i 1 / d_i - sum_k (sum_i Y_ik^2 / d_i) / (1 + e_k)``."""

@@ -77,7 +77,7 @@ class FlatLearner(Learner):
         self._gradient: Tensor | None = None
         self._moment: Tensor | None = None
         self._mean = self.flat.full(0.0)
-        self._intrinsic_of: tuple[list[Tensor | None], float] = ([None] * len(self.flat.names), 0.0)
+        self._intrinsic_of: tuple[Sequence[Tensor | None], float] = ([None] * len(self.flat.names), 0.0)
 
     def begin(self) -> None:
         """Make the posterior, once the averages have their first values."""
@@ -168,7 +168,8 @@ class FlatLearner(Learner):
 
     def move(self, numerator: Tensor, denominator: Tensor | None = None, factor: float = 1.0) -> None:
         """``mu <- mu - lr factor numerator / denominator``."""
-        live, rate = list(self.problem.weights.live.values()), -self.lr * factor
+        live: list[Tensor] = list(self.problem.weights.live.values())
+        rate = -self.lr * factor
         if denominator is None:
             torch._foreach_add_(live, self.flat.unpack(numerator), alpha=rate)
         else:
