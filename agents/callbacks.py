@@ -18,6 +18,7 @@ from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.evaluation import Evaluation
 from natgrad_apps.runner.interrupts import InterruptFlag
 from natgrad_apps.runner.metrics import MetricsFile
+from natgrad_apps.runner.processes import ALONE, Processes
 from natgrad_apps.runner.progress import ProgressView
 
 BAR_SECONDS = 0.2
@@ -52,6 +53,19 @@ class Progress:
     exact: bool = True
 
 
+@dataclass(frozen=True)
+class Decision:
+    """What the processes of a run do between two updates.
+
+    Attributes:
+        save: Whether a checkpoint is written.
+        stop: Whether the run stops after that.
+    """
+
+    save: bool
+    stop: bool
+
+
 class EvaluationInterruptedError(Exception):
     """A signal arrived during an evaluation, which will be repeated."""
 
@@ -66,6 +80,7 @@ class Hooks:
         stop: Called when a signal has arrived and the checkpoint is written; raises.
         flag: Says whether a signal has arrived.
         view: Shows the progress.
+        processes: Those that learn together; the decisions of this one, which leads, are told to the others.
     """
 
     evaluate: Callable[[], Evaluation]
@@ -73,6 +88,7 @@ class Hooks:
     stop: Callable[[], None]
     flag: InterruptFlag
     view: ProgressView
+    processes: Processes = ALONE
 
 
 class RunCallback(BaseCallback):
@@ -113,8 +129,10 @@ class RunCallback(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         """Measurements that cost something are made in updates that a row will report."""
+        count_others(self.agent, self.hooks.processes)
         last = self.agent.num_timesteps >= self.config.total_timesteps
-        self.agent.measure_next_update = self._is_row(self.agent._n_updates + 1, last=last)
+        # Measuring takes means over the processes, so all of them do it or none.
+        self.agent.measure_next_update = self.hooks.processes.told(self._is_row(self.agent._n_updates + 1, last=last))
 
     def _on_training_end(self) -> None:
         self.between_updates(last=True)
@@ -135,7 +153,8 @@ class RunCallback(BaseCallback):
             pass  # the flag is set: the checkpoint below is written with the evaluation still due
         stop = hooks.flag.is_set and not last
         due = _crossed(progress.saved_at, self.agent.num_timesteps, self.config.checkpoint_every) or progress.saved_at < 0
-        if due or best or stop or last:
+        decision = hooks.processes.told(Decision(save=due or best or stop or last, stop=stop))
+        if decision.save:
             progress.saved_at = self.agent.num_timesteps
             self._count_time(training=False)
             hooks.save(best)
@@ -218,6 +237,47 @@ class RunCallback(BaseCallback):
         if value is not None:
             self._last_kl = float(value)
         return self._last_kl
+
+
+class FollowerCallback(BaseCallback):
+    """Keeps a process that does not lead in step with the one that does.
+
+    Args:
+        processes: Those that learn together.
+        save: Hands this process's part of a checkpoint over.
+        stop: Called when the run is interrupted; raises.
+    """
+
+    def __init__(self, processes: Processes, save: Callable[[], None], stop: Callable[[], None]) -> None:
+        super().__init__()
+        self._processes, self._save, self._stop = processes, save, stop
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        self.between_updates()
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, ACKTR)
+        count_others(self.model, self._processes)
+        self.model.measure_next_update = self._processes.told(False)
+
+    def _on_training_end(self) -> None:
+        self.between_updates()
+
+    def between_updates(self) -> None:
+        """Do what the leading process has decided."""
+        decision = self._processes.told(Decision(save=False, stop=False))
+        if decision.save:
+            self._save()
+        if decision.stop:
+            self._stop()
+
+
+def count_others(agent: ACKTR, processes: Processes) -> None:
+    """Add the steps that the other processes have made in a rollout: the counter is that of the run."""
+    agent.num_timesteps += (processes.size - 1) * agent.n_steps * agent.n_envs
 
 
 class RunWriter(KVWriter):

@@ -11,11 +11,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from natgrad_apps.agents.acktr import ACKTR
+from natgrad_apps.agents.building import build_agent, open_environment
 from natgrad_apps.agents.callbacks import NEVER
 from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.environments import make_evaluation
 from natgrad_apps.agents.heads import actor_likelihood
-from natgrad_apps.agents.training import build_agent, open_environment
 
 TRIAL_SECONDS, TRIAL_UPDATES = 5.0, 20
 FLOAT_BYTES = 4

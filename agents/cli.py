@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -93,6 +94,8 @@ def _verbs() -> dict[str, Verb]:
 
 def _train(options: Options) -> None:
     run, out = options.text("resume"), options.text("out")
+    if os.environ.get("WORLD_SIZE", "1") != "1" and (options.text("seeds") or (run is not None and _many().is_group(Path(run)))):
+        raise ConfigError("--seeds starts its own processes; run it without torchrun")
     seeds, workers = options.number("seeds", _COUNT), options.number("workers", _COUNT) or 2
     if run is not None:
         given = [name for name in ("config", "zoo", "out", "seeds") if options.text(name) is not None] + list(options.settings)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import natgrad_apps
 from natgrad_apps.agents import snapshot
+from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import PROGRAM, TrainConfig
 from natgrad_apps.agents.environments import close, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, evaluate
-from natgrad_apps.agents.training import PACKAGES, build_agent
+from natgrad_apps.agents.training import PACKAGES
 from natgrad_apps.agents.video import record as record_films
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.runner import atomic, provenance, schema

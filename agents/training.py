@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 import natgrad_apps
-from natgrad_apps.agents import snapshot
+from natgrad_apps.agents import parallel, snapshot
 from natgrad_apps.agents.acktr import ACKTR
-from natgrad_apps.agents.callbacks import NEVER, EvaluationInterruptedError, Hooks, Progress, RunCallback, RunWriter
+from natgrad_apps.agents.building import build_agent
+from natgrad_apps.agents.callbacks import EvaluationInterruptedError, Hooks, Progress, RunCallback, RunWriter
 from natgrad_apps.agents.config import PROGRAM, TrainConfig
-from natgrad_apps.agents.environments import close, find_normalization, make_evaluation, make_training
+from natgrad_apps.agents.environments import close, find_normalization, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.errors import ConfigError
@@ -26,8 +25,8 @@ from natgrad_apps.runner import checkpoints, provenance, schema
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
+from natgrad_apps.runner.processes import Processes, join
 from natgrad_apps.runner.progress import ProgressView
-from natgrad_apps.runner.resuming import reopen
 
 SESSION_SEED = 7919
 PACKAGES = ("natgrad-apps", "torch", "numpy", "stable-baselines3", "gymnasium", "ale-py", "mujoco")
@@ -45,14 +44,18 @@ def train(config: TrainConfig, out: Path) -> None:
         InterruptedRunError: A signal arrived; the checkpoint is written.
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
-    check_new(out)
     with ExitStack() as stack:
-        venv = open_environment(config, stack)
-        agent = build_agent(config, venv)
+        processes = stack.enter_context(join())
+        if not parallel.agreed(processes, lambda: check_new(out)):
+            return
+        venv, agent = parallel.learner(config, processes, stack)
+        if not processes.leads:
+            parallel.follow(agent, venv, config, processes, None)
+            return
         config_yaml = schema.to_yaml(config)
         folder = RunFolder.create(out, config_yaml)
         stack.callback(folder.close)
-        _Session(config, config_yaml, folder, venv, agent, Progress()).run(None)
+        _Session(config, config_yaml, folder, venv, agent, Progress(), processes).run(None)
 
 
 def resume(path: Path) -> None:
@@ -67,86 +70,26 @@ def resume(path: Path) -> None:
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
     with ExitStack() as stack:
-        run = reopen(path, TrainConfig, PROGRAM, stack)
+        processes = stack.enter_context(join())
+        run = parallel.reopened(path, processes, stack)
         if run is None:
             return
-        config, folder = run.config, run.folder
-        state = snapshot.RunState.unpack(run.files)
-        venv = open_environment(config, stack)
-        snapshot.take_statistics(venv, snapshot.normalization(run.files))
-        agent = build_agent(config, venv)
-        snapshot.restore_agent(run.files, agent)
+        config, files = run.config, parallel.own_files(run.files, processes)
+        state = snapshot.RunState.unpack(files)
+        venv, agent = parallel.learner(config, processes, stack)
+        snapshot.take_statistics(venv, snapshot.normalization(files))
+        snapshot.restore_agent(files, agent)
         if state.environments is None:
             # Without the states of the environments new episodes begin; other seeds keep them from repeating the first ones.
-            venv.seed(config.seed + SESSION_SEED * state.progress.sessions)
+            venv.seed(parallel.seed_of(config, processes) + SESSION_SEED * state.progress.sessions)
             agent._last_obs = None
             state.progress.exact = False
         state.progress.sessions += 1
-        _Session(config, run.config_yaml, folder, venv, agent, state.progress).run(state)
-
-
-def open_environment(config: TrainConfig, stack: ExitStack) -> VecEnv:
-    """The training environment, closed with the stack; torch's threads are set as the configuration says."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    venv = make_training(config.environment, config.agent.gamma, config.seed)
-    stack.callback(close, venv)
-    return venv
-
-
-def build_agent(config: TrainConfig, venv: VecEnv) -> ACKTR:
-    """A new agent.
-
-    Args:
-        config: The run.
-        venv: Its environment.
-
-    Raises:
-        ConfigError: The agent does not fit the environment.
-    """
-    settings = config.agent
-    try:
-        return ACKTR(
-            settings.policy,
-            venv,
-            natural_gradient=settings.natural_gradient,
-            learning_rate=settings.schedule(),
-            n_steps=settings.n_steps,
-            gamma=settings.gamma,
-            gae_lambda=settings.gae_lambda,
-            ent_coef=settings.ent_coef,
-            vf_coef=settings.vf_coef,
-            max_grad_norm=settings.max_grad_norm,
-            normalize_advantage=settings.normalize_advantage,
-            policy_kwargs=settings.network.policy_kwargs(),
-            seed=config.seed,
-            device=resolve_device(config),
-        )
-    except ConfigError as error:
-        raise ConfigError(f"agent: {error}") from error
-    except (AssertionError, ValueError, TypeError, NotImplementedError) as error:
-        # SB3 checks its arguments with assertions.
-        raise ConfigError(
-            f"the agent cannot be built: policy {settings.policy!r}, observations {venv.observation_space}, actions {venv.action_space}: "
-            f"{' '.join(str(error).split())}"
-        ) from error
-
-
-def resolve_device(config: TrainConfig) -> str:
-    """The device to use. ``auto`` takes CUDA for pixels only: small networks are faster on the CPU.
-
-    Raises:
-        ConfigError: The device is not there.
-    """
-    if config.device == "auto":
-        return "cuda" if config.agent.policy == "CnnPolicy" and torch.cuda.is_available() else "cpu"
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[config.device]:
-        found = ", ".join(name for name, value in there.items() if value)
-        raise ConfigError(
-            f"device {config.device!r} is not available to torch {torch.__version__} on this machine; available: auto, {found}"
-        )
-    return config.device
+        if not processes.leads:
+            parallel.follow(agent, venv, config, processes, state)
+            return
+        assert run.folder is not None
+        _Session(config, run.config_yaml, run.folder, venv, agent, state.progress, processes).run(state)
 
 
 @dataclass
@@ -159,6 +102,7 @@ class _Session:
     venv: VecEnv
     agent: ACKTR
     progress: Progress
+    processes: Processes
 
     def run(self, state: snapshot.RunState | None) -> None:
         """Train to the end, evaluate, write results and picture.
@@ -175,7 +119,7 @@ class _Session:
             stack.enter_context(failures_to(self.folder, self._resume_command()))
             stack.enter_context(view)
             stack.enter_context(warnings_to(view))
-            view.say(f"{title}: {config.total_timesteps:,} steps, batch {config.batch_size}, seed {config.seed}, {self.agent.device}")
+            view.say(f"{title}: {config.total_timesteps:,} steps, {self._batch()}, seed {config.seed}, {self.agent.device}")
             evaluation = make_evaluation(
                 config.environment,
                 min(config.evaluation.n_envs, config.evaluation.final_episodes),
@@ -190,6 +134,10 @@ class _Session:
             result = self._final_evaluation(self.agent, evaluation, flag, view)
             best = self._best_evaluation(stack, result, flag, view)
         self._finish(result, best)
+
+    def _batch(self) -> str:
+        size = self.processes.size
+        return f"batch {size * self.config.batch_size}" + (f" of {size} processes" if size > 1 else "")
 
     def _start_logger(self, stack: ExitStack, state: snapshot.RunState | None) -> None:
         step = self.agent.num_timesteps
@@ -212,21 +160,14 @@ class _Session:
             return evaluate(self.agent, evaluation, settings.episodes, seed, deterministic=settings.deterministic, check=check)
 
         def save(best: bool) -> None:
-            files = snapshot.pack(self.agent, self.venv, self.progress, self.config_yaml)
+            files = parallel.gather(snapshot.pack(self.agent, self.venv, self.progress, self.config_yaml), self.processes)
             self.folder.checkpoints.save(self.agent.num_timesteps, files, best=best)
 
         def stop() -> None:
             self._interrupt(flag)
 
-        callback = RunCallback(self.config, self.progress, Hooks(measure, save, stop, flag, view))
-        left = self.config.total_timesteps - self.agent.num_timesteps
-        if left <= 0:
-            callback.init_callback(self.agent)
-            callback.between_updates(last=True)
-        else:
-            self.agent.learn(
-                left, callback, log_interval=NEVER, reset_num_timesteps=self.agent.num_timesteps == 0 and self.agent._last_obs is None
-            )
+        callback = RunCallback(self.config, self.progress, Hooks(measure, save, stop, flag, view, self.processes))
+        parallel.learn(self.agent, self.config.total_timesteps, callback, lambda: callback.between_updates(last=True))
 
     def _final_evaluation(self, agent: ACKTR, venv: VecEnv, flag: InterruptFlag, view: ProgressView) -> Evaluation:
         settings = self.config.evaluation
@@ -270,7 +211,7 @@ class _Session:
         raise InterruptedRunError(self._resume_command())
 
     def _resume_command(self) -> str:
-        return f"{PROGRAM} train --resume {shlex.quote(str(self.folder.path))}"
+        return parallel.resume_command(self.folder.path, self.processes.size)
 
     def _finish(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> None:
         self.folder.write_results(self._results(result, best))
@@ -301,6 +242,7 @@ class _Session:
             "best_checkpoint": None if best is None else {"step": best[0], "evaluation": best[1].to_dict()},
             "seeds": {"run": config.seed, "periodic_evaluation": config.seed + PERIODIC_SEED, "final_evaluation": result.seed},
             "sessions": progress.sessions,
+            "processes": self.processes.size,
             "resumed_exactly": progress.exact,
             "packages": provenance.package_versions(PACKAGES),
             "source": provenance.git_commit(Path(natgrad_apps.__file__)),

@@ -39,8 +39,8 @@ if __name__ == "__main__" and not __package__:
 from benchmarks._agents import FIRST_SEED, train
 from benchmarks._timing import environment
 from natgrad_apps._resources import config_path
+from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import LinearSchedule, TrainConfig
-from natgrad_apps.agents.training import build_agent
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import read_file
 

@@ -12,10 +12,10 @@ import pytest
 
 from natgrad_apps import KFAC, FactoredTikhonov, Tikhonov
 from natgrad_apps._resources import available_configs
+from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import AgentConfig, LinearSchedule, NetworkConfig, TrainConfig
 from natgrad_apps.agents.environments import make_training
 from natgrad_apps.agents.options import DEFAULTS
-from natgrad_apps.agents.training import build_agent
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, read_config, read_file

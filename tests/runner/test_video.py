@@ -10,9 +10,9 @@ import imageio
 import pytest
 from gymnasium.envs.classic_control import CartPoleEnv
 
+from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import EnvironmentConfig, TrainConfig
 from natgrad_apps.agents.environments import close, make_training
-from natgrad_apps.agents.training import build_agent
 from natgrad_apps.agents.video import record
 from natgrad_apps.errors import ConfigError
 
