@@ -67,7 +67,8 @@ def resolve_device(config: TrainConfig) -> str:
         ConfigError: The device is not there.
     """
     if config.device == "auto":
-        return "cuda" if config.agent.policy == "CnnPolicy" and torch.cuda.is_available() else "cpu"
+        pixels = config.agent.policy.endswith(("CnnPolicy", "CnnLstmPolicy"))
+        return "cuda" if pixels and torch.cuda.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[config.device]:
         found = ", ".join(name for name, value in there.items() if value)

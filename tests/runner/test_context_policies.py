@@ -10,9 +10,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
+from natgrad_apps.agents.building import resolve_device
 from natgrad_apps.agents.cli import main
+from natgrad_apps.agents.config import AgentConfig, TrainConfig
 from tests.runner.test_acktr_resume import SignalAfter, assert_equal_runs
 
 
@@ -81,3 +84,9 @@ def test_a_run_in_pieces_equals_the_run_in_one_piece(
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     assert main(["evaluate", str(tmp_path / "parts"), "--episodes", "2"]) == 0
     assert len(json.loads((tmp_path / "parts" / "evaluation.json").read_text())["evaluation"]["returns"]) == 2
+
+
+@pytest.mark.parametrize(("policy", "device"), [("CnnPolicy", "cuda"), ("MaskableCnnLstmPolicy", "cuda"), ("MlpLstmPolicy", "cpu")])
+def test_pixels_go_to_the_accelerator(policy: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device(TrainConfig(agent=AgentConfig(policy=policy))) == device
