@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from natgrad_apps.bayes import NoisyKFAC, Regression, Variational
 from natgrad_apps.bayes.linearized import linearize
 from natgrad_apps.bayes.methods.base import Method
 from natgrad_apps.bayes.tasks import RegressionTask
-from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.errors import ConfigError, check_positive, unknown_name
 
 Floats = NDArray[np.float32]
 SMALLEST_DEVIATION = 1e-6
@@ -39,6 +39,7 @@ class Curiosity:
         updates: Steps of a training.
         batch_size: Transitions of a training step.
         capacity: Transitions that are kept; older ones are overwritten.
+        gain: expected or realised.
 
     Raises:
         ConfigError: A value is not legal.
@@ -51,9 +52,12 @@ class Curiosity:
     updates: int = 10
     batch_size: int = 128
     capacity: int = 50_000
+    gain: Literal["expected", "realised"] = "expected"
 
     def __post_init__(self) -> None:
         check_positive("weight", self.weight, allow_zero=True)
+        if self.gain not in ("expected", "realised"):
+            raise unknown_name("gain of Curiosity", str(self.gain), ("expected", "realised"))
         for name in ("hidden", "period", "updates", "batch_size", "capacity"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -61,10 +65,12 @@ class Curiosity:
 
 
 class CuriousVecEnv(VecEnvWrapper):
-    r"""Adds ``weight * KL(q' || q) / unit`` to the reward of every transition ``(s, a, s')``.
+    r"""Adds ``weight * gain / unit`` to the reward of every transition ``(s, a, s')``.
 
-    ``q`` is the posterior of a network that predicts ``s' - s`` from ``s`` and ``a``, all standardized, and ``q'`` that after this one
-    transition, in closed form for the linearized network (`Linearized.information_gain`). ``unit`` is the mean gain of the transitions
+    ``q`` is the posterior of a network that predicts ``s' - s`` from ``s`` and ``a``, all standardized. The gain is what the transition
+    tells of the weights, in closed form for the linearized network: expected over ``s'``, the mutual information
+    (`Linearized.mutual_information`), or realised, ``KL(q' || q)`` with ``q'`` the posterior after it (`Linearized.information_gain`). Both
+    have one mean under the model; the realised one has a long tail where the model is wrong. ``unit`` is the mean gain of the transitions
     between the last `HISTORY` trainings, so the reward does not fade as the model gets sure, and does not depend on its scale. The model is
     trained every ``period`` steps on transitions drawn from all that are kept; ``num_data`` is the number of those.
 
@@ -73,7 +79,7 @@ class CuriousVecEnv(VecEnvWrapper):
     returns of episodes are the environment's, and inside of `VecNormalize`. Model and transitions are no part of a checkpoint of the agent.
 
     Departures from VIME: the gain is that of the linearized model, with correlated weights, in place of one gradient step's on independent
-    ones; ``unit`` is a mean in place of a median over trajectories.
+    ones, and its expectation unless asked otherwise; ``unit`` is a mean in place of a median over trajectories.
 
     Cost: for each transition as many backward passes through the model as the observation has dimensions; every ``period`` steps
     ``updates`` training steps.
@@ -160,7 +166,9 @@ class CuriousVecEnv(VecEnvWrapper):
         x, y = self._standardized(inputs, changes)
         closed = linearize(self.vi, x)
         assert isinstance(self.vi.task, RegressionTask)
-        return np.asarray(closed.information_gain(y, self.vi.task.noise_std).numpy(force=True))
+        noise = self.vi.task.noise_std
+        gain = closed.mutual_information(noise) if self.options.gain == "expected" else closed.information_gain(y, noise)
+        return np.asarray(gain.numpy(force=True))
 
     def _standardized(self, inputs: Floats, changes: Floats) -> tuple[Tensor, Tensor]:
         found = []

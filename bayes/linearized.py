@@ -53,6 +53,16 @@ class Linearized:
             scaled = torch.cat([torch.zeros_like(scaled), scaled], 1)
         return scaled.softmax(-1)
 
+    def mutual_information(self, noise_std: Tensor) -> Tensor:
+        """Of an observation ``y_n = f(x_n, w) + e``, ``e ~ N(0, s^2 I)``, and the weights: ``1/2 log det(I + K / s^2)`` in nats, ``[N]``.
+
+        Args:
+            noise_std: ``s``, 0-d.
+        """
+        eye = torch.eye(self.mean.shape[1], dtype=torch.float64, device=self.mean.device)
+        found: Tensor = torch.logdet(eye + self.covariance / noise_std.double().square()) / 2
+        return found
+
     def information_gain(self, targets: Tensor, noise_std: Tensor) -> Tensor:
         r"""How much one observation tells of the weights: ``KL(q_n || q)`` in nats, ``[N]``, each input taken by itself.
 
@@ -62,7 +72,7 @@ class Linearized:
 
             KL(q_n || q) = 1/2 [r^T S^-1 K S^-1 r - tr(S^-1 K) + log det(S / s^2)]
 
-        Its expectation over ``r ~ N(0, S)`` is ``1/2 log det(S / s^2)``, the mutual information of observation and weights.
+        Its expectation over ``r ~ N(0, S)`` is `mutual_information`.
 
         Args:
             targets: ``[N, C]``.

@@ -81,13 +81,20 @@ def test_the_last_transition_of_an_episode_ends_at_its_last_observation(monkeypa
 
 
 def test_an_observation_against_the_model_tells_more_than_one_that_it_expects() -> None:
-    env = wrapped(options=Curiosity(hidden=8, period=4, updates=20, method=VOGN(lr=0.1)))
+    env = wrapped(options=Curiosity(hidden=8, period=4, updates=20, method=VOGN(lr=0.1), gain="realised"))
     play(env, 60)
     assert env.vi.num_data == 120
     inputs = env._kept[:1, :4]
     known = env._information_gain(inputs, env._kept[:1, 4:])
     strange = env._information_gain(inputs, env._kept[:1, 4:] + np.float32(2.0))
     assert strange[0] > 5 * known[0]
+
+
+def test_the_expected_gain_does_not_look_at_what_followed() -> None:
+    env = wrapped()
+    play(env, 8)
+    inputs, changes = env._kept[:3, :4], env._kept[:3, 4:]
+    assert env._information_gain(inputs, changes).tolist() == env._information_gain(inputs, changes + np.float32(2.0)).tolist()
 
 
 def test_runs_repeat_and_leave_the_global_generators_alone() -> None:
@@ -121,5 +128,7 @@ def test_bad_input() -> None:
         wrapped(Pictures)
     with pytest.raises(ConfigError, match="period must be"):
         Curiosity(period=0)
+    with pytest.raises(ConfigError, match="did you mean 'realised'"):
+        Curiosity(gain="realized")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="weight must be"):
         Curiosity(weight=-1.0)
