@@ -36,7 +36,7 @@ class DataConfig:
         edges: Edge list of your own graph (CSV, TSV or Parquet with the columns source and target), for dataset table.
         nodes: Node table of your own graph (columns id and label, features, and optionally split or train, val, test), for dataset table.
         undirected: Whether each edge of your own list also counts in the other direction.
-        normalize_features: Whether each node's features are divided by their sum.
+        normalize_features: Whether each node's features are divided by their sum; never those of ogbn sets.
         features: sparse, dense, or auto, which keeps features of public sets sparse where that is faster and the network can take them.
         inductive: Whether training sees only the training nodes and the edges between them.
         per_class: Training nodes of each class, for split random.
@@ -200,8 +200,8 @@ class TrainConfig:
 
     Attributes:
         task: nodes, links or graphs: what is classified.
-        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table;
-            for task graphs motifs, or tu:NAME for a set of the TU collection.
+        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull,
+            ogbn-arxiv, ogbn-products (by the package ogb), or table; for task graphs motifs, or tu:NAME for a set of the TU collection.
         split: auto, public, full, complete, random or shchur.
         data: Your own tables, and the sizes of random splits.
         model: The network.
@@ -292,8 +292,8 @@ class CompareConfig(TrainConfig):
 
     Attributes:
         task: nodes, links or graphs: what is classified.
-        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull, or table;
-            for task graphs motifs, or tu:NAME for a set of the TU collection.
+        dataset: karate, Cora, CiteSeer, PubMed, Computers, Photo, CS, Physics, CoraFull, CoraML, CiteSeerFull, DBLP, PubMedFull,
+            ogbn-arxiv, ogbn-products (by the package ogb), or table; for task graphs motifs, or tu:NAME for a set of the TU collection.
         split: auto, public, full, complete, random or shchur.
         data: Your own tables, and the sizes of random splits.
         model: The network.

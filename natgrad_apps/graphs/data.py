@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.errors import ConfigError, unknown_name
+from natgrad_apps.graphs.downloads import PLANETOID_HOME, fetch, open_graph_benchmark
 from natgrad_apps.graphs.features import Layout, row_normalized, select_rows, with_layout
 
 UNLABELLED = -1
@@ -24,7 +25,8 @@ PLANETOID = ("Cora", "CiteSeer", "PubMed")
 AMAZON = {"Computers": "amazon_electronics_computers.npz", "Photo": "amazon_electronics_photo.npz"}
 COAUTHOR = {"CS": "ms_academic_cs.npz", "Physics": "ms_academic_phy.npz"}
 CITATION_FULL = {"CoraFull": "Cora", "CoraML": "Cora_ML", "CiteSeerFull": "CiteSeer", "DBLP": "DBLP", "PubMedFull": "PubMed"}
-NAMES = (KARATE, *PLANETOID, *AMAZON, *COAUTHOR, *CITATION_FULL)
+OGB = ("ogbn-arxiv", "ogbn-products")
+NAMES = (KARATE, *PLANETOID, *AMAZON, *COAUTHOR, *CITATION_FULL, *OGB)
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,12 @@ def load_public(name: str, cache: Path | None = None) -> GraphData:
     if name == KARATE:
         return _karate(datasets.KarateClub()[0])
     root = cache_folder(cache)
+    if name in OGB:
+        return _from_ogb(name, root)
     if name in PLANETOID:
-        _offer(root / name / "raw", "planetoid", [f"ind.{name.lower()}.{part}" for part in _PARTS])
+        files = [f"ind.{name.lower()}.{part}" for part in _PARTS]
+        if not _offer(root / name / "raw", "planetoid", files) and all(file in PLANETOID_HOME.sums for file in files):
+            fetch(files, root / name / "raw", PLANETOID_HOME)
         found = quietly_read(name, lambda: datasets.Planetoid(str(root), name))
         data = found[0]
         masks = Masks(data.train_mask, data.val_mask, data.test_mask)
@@ -170,17 +176,30 @@ def cache_folder(given: Path | None) -> Path:
     return Path(pooch.os_cache("natgrad-apps")) / "graphs"
 
 
-def _offer(raw: Path, folder: str, names: list[str]) -> None:
-    """Copy the raw files that ``$NATGRAD_DATA`` has to where torch-geometric looks, so that it downloads nothing."""
+def _from_ogb(name: str, root: Path) -> GraphData:
+    """A set of the Open Graph Benchmark with its own split; each edge counts in both directions."""
+    from torch_geometric.utils import to_undirected  # noqa: PLC0415
+
+    data, parts, classes = quietly_read(name, lambda: open_graph_benchmark(name, root / "ogb"))
+    masks = [torch.zeros(data.num_nodes, dtype=torch.bool) for _ in range(3)]
+    for mask, part in zip(masks, ("train", "valid", "test"), strict=True):
+        mask[parts[part]] = True
+    edges = to_undirected(data.edge_index, num_nodes=data.num_nodes)
+    return GraphData(name, data.x, edges, data.y.squeeze(1).long(), classes, Masks(*masks))
+
+
+def _offer(raw: Path, folder: str, names: list[str]) -> bool:
+    """Copy the raw files that ``$NATGRAD_DATA`` has to where torch-geometric looks, so that it downloads nothing; whether it has them."""
     root = os.environ.get("NATGRAD_DATA")
     sources = [Path(root) / folder / name for name in names] if root else []
     if not sources or not all(source.is_file() for source in sources):
-        return
+        return False
     try:
         raw.mkdir(parents=True, exist_ok=True)
         for source in sources:
             if not (raw / source.name).exists():
                 shutil.copyfile(source, raw / source.name)
+        return True
     except OSError as error:
         raise ConfigError(
             f"the data cannot be prepared in {str(raw)!r}: {error.strerror}; set XDG_CACHE_HOME to a writable folder"
@@ -202,6 +221,8 @@ def quietly_read(name: str, make: Callable[[], Any]) -> Any:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             return make()
+    except ConfigError:
+        raise
     except Exception as error:
         raise ConfigError(
             f"the dataset {name!r} could not be read or downloaded: {type(error).__name__}: {' '.join(str(error).split())}; try again "

@@ -11,7 +11,7 @@ import torch
 import natgrad_apps
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.config import TrainConfig
-from natgrad_apps.graphs.data import GraphData, load_public
+from natgrad_apps.graphs.data import OGB, GraphData, load_public
 from natgrad_apps.graphs.learning import Learner
 from natgrad_apps.graphs.models import SUMS_FIRST
 from natgrad_apps.graphs.splits import Split, SplitOptions, make_split
@@ -41,7 +41,8 @@ def open_data(config: TrainConfig) -> GraphData:
         raise ConfigError(f"data.edges and data.nodes are for dataset table; got dataset {config.dataset!r}")
     else:
         data = load_public(config.dataset)
-    data = data.row_normalized() if config.data.normalize_features else data
+    # Features of the Open Graph Benchmark are averages of word vectors: their sums mean nothing, and may be zero.
+    data = data.row_normalized() if config.data.normalize_features and config.dataset not in OGB else data
     return data.with_features("dense" if config.model.name in SUMS_FIRST else config.data.features)
 
 
