@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, NoReturn
 
 from torch.utils.tensorboard import SummaryWriter
 
-from natgrad_apps.graphs import runs
+from natgrad_apps.graphs import parallel, runs
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.learning import Epoch, Learner
 from natgrad_apps.graphs.plotting import plot_run
@@ -20,8 +19,8 @@ from natgrad_apps.runner import schema
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
+from natgrad_apps.runner.processes import Processes, join
 from natgrad_apps.runner.progress import ProgressView
-from natgrad_apps.runner.resuming import reopen
 
 
 class EpochView(ProgressView):
@@ -42,13 +41,18 @@ def train(config: TrainConfig, out: Path) -> None:
         InterruptedRunError: A signal arrived; the checkpoint is written.
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
-    check_new(out)
-    trainer = runs.open_learner(config)
-    config_yaml = schema.to_yaml(config)
     with ExitStack() as stack:
+        processes = stack.enter_context(join())
+        if not parallel.agreed(processes, lambda: check_new(out)):
+            return
+        trainer = parallel.open_learner(config, processes)
+        if not processes.leads:
+            parallel.follow(trainer, processes)
+            return
+        config_yaml = schema.to_yaml(config)
         folder = RunFolder.create(out, config_yaml)
         stack.callback(folder.close)
-        _Session(config, config_yaml, folder, trainer).run(resumed=False)
+        _Session(config, config_yaml, folder, trainer, processes).run(resumed=False)
 
 
 def resume(path: Path) -> None:
@@ -63,24 +67,29 @@ def resume(path: Path) -> None:
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
     with ExitStack() as stack:
-        run = reopen(path, TrainConfig, PROGRAM, stack)
-        if run is None:
+        processes = stack.enter_context(join())
+        found = parallel.reopened(path, processes, stack)
+        if found is None:
             return
-        config, folder = run.config, run.folder
-        trainer = runs.open_learner(config)
-        runs.unpack(run.files, trainer)
-        folder.metrics.cut(trainer.progress.epoch)
-        _Session(config, run.config_yaml, folder, trainer).run(resumed=True)
+        run, config, files = found
+        trainer = parallel.open_learner(config, processes)
+        runs.unpack(parallel.own_files(files, processes), trainer)
+        if run is None:
+            parallel.follow(trainer, processes)
+            return
+        run.folder.metrics.cut(trainer.progress.epoch)
+        _Session(config, run.config_yaml, run.folder, trainer, processes).run(resumed=True)
 
 
 @dataclass
 class _Session:
-    """One process's part of a run."""
+    """The part of the leading process in a run."""
 
     config: TrainConfig
     config_yaml: str
     folder: RunFolder
     trainer: Learner
+    processes: Processes
 
     def run(self, *, resumed: bool) -> None:
         """Train to the end, evaluate the chosen epoch, write results and pictures."""
@@ -109,30 +118,38 @@ class _Session:
 
     def _learn(self, flag: InterruptFlag, view: EpochView, events: SummaryWriter) -> None:
         trainer = self.trainer
-        while not trainer.done:
-            if flag.is_set:
+        while True:
+            word = parallel.STOP if flag.is_set else parallel.END if trainer.done else parallel.GO
+            self.processes.told(word)
+            if word == parallel.STOP:
                 self._save()
                 self._interrupt(flag)
+            if word == parallel.END:
+                return
             epoch = trainer.advance()
-            if epoch is None:
-                continue
-            numbers = epoch.numbers()
-            self.folder.metrics.write(epoch.epoch, numbers)
-            for name, value in numbers.items():
-                events.add_scalar(name.replace("_", "/", 1), value, epoch.epoch)
-            view.update(epoch.epoch, _shown(epoch), last=trainer.done)
-            if epoch.epoch % self.config.checkpoint_every == 0 or trainer.done:
+            due = epoch is not None and (epoch.epoch % self.config.checkpoint_every == 0 or trainer.done)
+            if epoch is not None:
+                self._show(epoch, view, events)
+            self.processes.told(due)
+            if due:
                 self._save()
 
+    def _show(self, epoch: Epoch, view: EpochView, events: SummaryWriter) -> None:
+        numbers = epoch.numbers()
+        self.folder.metrics.write(epoch.epoch, numbers)
+        for name, value in numbers.items():
+            events.add_scalar(name.replace("_", "/", 1), value, epoch.epoch)
+        view.update(epoch.epoch, _shown(epoch), last=self.trainer.done)
+
     def _save(self) -> None:
-        self.folder.checkpoints.save(self.trainer.steps, runs.pack(self.trainer, self.config_yaml))
+        self.folder.checkpoints.save(self.trainer.steps, parallel.gather(self.trainer, self.config_yaml, self.processes))
 
     def _interrupt(self, flag: InterruptFlag) -> NoReturn:
         self.folder.log(f"interrupted by {flag.name} after epoch {self.trainer.progress.epoch}")
         raise InterruptedRunError(self._resume_command())
 
     def _resume_command(self) -> str:
-        return f"{PROGRAM} train --resume {shlex.quote(str(self.folder.path))}"
+        return parallel.resume_command(self.folder.path, self.processes.size)
 
     def _results(self, duration: float) -> dict[str, Any]:
         trainer, progress = self.trainer, self.trainer.progress
@@ -146,6 +163,7 @@ class _Session:
             "seconds": progress.seconds,
             "statistics_seconds": progress.statistics_seconds,
             "duration_seconds": duration,
+            "processes": self.processes.size,
             "seeds": {"run": self.config.seed, "split": trainer.split.seed},
             **runs.origin(trainer.device),
         }
