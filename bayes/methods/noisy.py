@@ -222,6 +222,7 @@ class NoisyLearner(Learner):
         refresh = Periodic(method.statistics_period, method.inverse_period)
         self.core = Preconditioner(problem.model, method.curvature(), damping=FactoredTikhonov(), refresh=refresh, fisher=seeded)
         self._momentum = Momentum(method.momentum)
+        self._damped: dict[str, tuple[Normal, Normal]] = {}  # a posterior, and it with the extrinsic damping
         self._intrinsic_of_blocks()  # raises if the prior does not fit
         self.posterior = Posterior(lambda: problem.weights.mean, self._first_parts())
         if method.initial_batches:
@@ -291,9 +292,9 @@ class NoisyLearner(Learner):
         result = {}
         for name, matrix in gradients.items():
             normal = self.posterior.parts[name].normal
-            if extrinsic > 0:
-                normal = precision_sum(normal, isotropic(normal, matrix.new_tensor(extrinsic / scale)))
-            result[name] = normal.multiply_covariance(matrix) / scale
+            if extrinsic > 0 and (name not in self._damped or self._damped[name][0] is not normal):
+                self._damped[name] = normal, precision_sum(normal, isotropic(normal, matrix.new_tensor(extrinsic / scale)))
+            result[name] = (self._damped[name][1] if extrinsic > 0 else normal).multiply_covariance(matrix) / scale
         return result
 
     def _apply(self, directions: Mapping[str, Tensor], gradients: Mapping[str, Tensor]) -> None:
