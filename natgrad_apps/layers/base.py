@@ -81,6 +81,11 @@ class LayerInputs(ABC):
     def subsample(self, units: slice, positions: slice) -> LayerInputs:
         """The same inputs at every ``units`` and ``positions`` selected; positions are in the row-major order of `rows`."""
 
+    def joined(self, others: Sequence[LayerInputs]) -> LayerInputs | None:
+        """These and further calls with the same units as one call, calls as positions; None where that does not make moments cheaper."""
+        del others
+        return None
+
 
 class LayerAdapter(ABC):
     """Turns one family of modules into canonical form. Stateless; one instance serves every module of its types.

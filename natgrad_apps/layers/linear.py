@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from natgrad_apps.layers._sparse import SparseInputs
@@ -35,6 +37,11 @@ class LinearInputs(LayerInputs):
     def subsample(self, units: slice, positions: slice) -> LinearInputs:
         """Views of the selected rows."""
         return LinearInputs(self._x[units, positions])
+
+    def joined(self, others: Sequence[LayerInputs]) -> LinearInputs | None:
+        """A copy with all rows, for calls with one position each, such as the steps of a recurrent layer."""
+        rows = [call._x for call in (self, *others) if isinstance(call, LinearInputs) and call.positions == 1]
+        return LinearInputs(torch.cat(rows, 1)) if len(rows) == 1 + len(others) else None
 
 
 def _rows(x: Tensor) -> Tensor:

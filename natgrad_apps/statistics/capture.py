@@ -24,7 +24,7 @@ from natgrad_apps.layers._groups import GroupedInputs, sum_over
 from natgrad_apps.layers.base import Arguments, Composite, Part
 from natgrad_apps.layers.discover import Layer
 from natgrad_apps.statistics.fisher import Subsample
-from natgrad_apps.statistics.moments import LayerStatistics, Use
+from natgrad_apps.statistics.moments import LayerStatistics, Use, joined
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def layer_statistics(
         uses.append(_use(layer, call, columns, settings))
     return LayerStatistics(
         spec=layer.spec,
-        uses=uses,
+        uses=joined(uses),
         terms=settings.terms,
         reduce=settings.reduce,
         has_weight=layer.weight is not None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,19 @@ class Use:
     def row_weight(self) -> float:
         """What undoes the sub-sampling of units and positions in a sum over rows."""
         return self.positions / (self.fraction * len(range(self.positions)[self.chosen]))
+
+
+def joined(uses: Sequence[Use]) -> Sequence[Use]:
+    """Calls of the same units as one call, where their inputs can be joined: the same moments from fewer and larger products."""
+    first, *others = uses
+    if not others or any(use.units != first.units or use.fraction != first.fraction or use.weights is not None for use in uses):
+        return uses
+    inputs = [use.inputs for use in uses if use.inputs is not None]
+    whole = inputs[0].joined(inputs[1:]) if len(inputs) == len(uses) else None
+    if whole is None:
+        return uses
+    columns = zip(*(use.gradients for use in uses), strict=True)
+    return [replace(first, inputs=whole, gradients=tuple(_join(list(column)) for column in columns), positions=whole.positions)]
 
 
 class Statistics(ABC):

@@ -16,7 +16,10 @@ from natgrad_apps import KFAC, Fisher, NaturalGradient, Preconditioner
 from natgrad_apps.errors import UnsupportedLayerWarning
 from natgrad_apps.layers.base import Arguments
 from natgrad_apps.layers.discover import composite_of, discover
+from natgrad_apps.layers.linear import LinearInputs
 from natgrad_apps.likelihoods import Categorical, Gaussian
+from natgrad_apps.statistics.moments import LayerStatistics, Use, joined
+from natgrad_apps.types import BlockSpec
 from tests._feed import factors, feed
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -176,6 +179,46 @@ def test_factors_are_sums_over_steps(kind: str) -> None:
         # float64, sums of 12 terms
         torch.testing.assert_close(A, a.mT @ a / (sequences * steps), rtol=1e-11, atol=1e-13)
         torch.testing.assert_close(G, g.mT @ g / sequences, rtol=1e-11, atol=1e-13)
+
+
+class Final(nn.Module):
+    """From the last hidden state of each sequence, packed or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Any) -> Tensor:
+        result: Tensor = self.head(self.lstm(x)[1][0][-1])
+        return result
+
+
+def test_factors_of_packed_sequences_are_sums_over_the_steps_that_there_are() -> None:
+    model, lengths, x, targets = Final(), [4, 2, 1], torch.randn(4, 3, 3), torch.randn(3, 2)
+
+    def found(inputs: Any, wanted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        preconditioner = feed(Preconditioner(model, KFAC(), fisher=Fisher("empirical")), model, inputs, Gaussian, wanted)
+        return {name: factors(preconditioner, name) for name in ("lstm.ih_l0", "lstm.hh_l0")}
+
+    alone = [found(x[:t, n : n + 1], targets[n : n + 1]) for n, t in enumerate(lengths)]
+    for name, (A, G) in found(pack_padded_sequence(x, torch.tensor(lengths)), targets).items():
+        # float64, sums of 7 terms
+        torch.testing.assert_close(A, torch.stack([t * own[name][0] for t, own in zip(lengths, alone, strict=True)]).sum(0) / 7)
+        torch.testing.assert_close(G, torch.stack([own[name][1] for own in alone]).mean(0))
+
+
+def test_steps_are_measured_together() -> None:
+    """One product for all steps of a matrix, where their units are the same; the sums are those of single calls."""
+    steps = [Use(LinearInputs(torch.randn(5, 1, 3)), (torch.randn(5, 1, 2), torch.randn(5, 1, 2)), 5, 1) for _ in range(4)]
+    (whole,) = joined(steps)
+    assert (whole.units, whole.positions) == (5, 4)
+    spec = BlockSpec("x", "linear", (), 2, 4, torch.float64, torch.device("cpu"))
+    apart, together = (LayerStatistics(spec, uses, 5, False, True, True) for uses in (steps, [whole]))
+    for method in ("input_moment", "gradient_moment", "squared_gradient", "dense"):
+        # float64, sums of 40 terms in another order
+        torch.testing.assert_close(getattr(together, method)(), getattr(apart, method)(), rtol=1e-12, atol=1e-13)
+    fewer = Use(LinearInputs(torch.randn(3, 1, 3)), (torch.randn(3, 1, 2), torch.randn(3, 1, 2)), 3, 1)
+    assert list(joined([*steps, fewer])) == [*steps, fewer]
 
 
 def test_the_model_is_left_alone() -> None:
