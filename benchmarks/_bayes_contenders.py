@@ -186,7 +186,7 @@ BASELINES: Mapping[str, Row] = {
 def rows() -> list[Row]:
     """Every contender, by baseline."""
     long = {"statistics_period": 10, "inverse_period": 100}
-    part = {"statistics_period": 10, "subsample": 4}
+    part = {"statistics_period": 10, "subsample": 4, "decay": 0.9}
     return [
         Row("noisy K-FAC 1/10", lambda w: Bayes(w, NoisyKFAC(lr=0.03, damping=DAMPING)), "K-FAC", 1.3),
         Row("noisy EKFAC 1/10", lambda w: Bayes(w, NoisyEKFAC(lr=0.03, damping=DAMPING)), "EKFAC", 1.3),

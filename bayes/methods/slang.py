@@ -52,7 +52,7 @@ class SLANG(Method):
         damping: Extrinsic damping; never part of the posterior.
         fisher: ``"empirical"``, or ``"exact"`` for the generalized Gauss-Newton matrix (a row for each example and output).
         initial_curvature: First value of ``d``; ``U`` begins at zero.
-        statistics_period: Steps between renewals of the curvature.
+        statistics_period: Steps between renewals of the curvature, once the running average is full (after ``1 / (1 - decay)`` steps).
         subsample: The curvature is that of every `subsample`-th example.
 
     Raises:
@@ -120,13 +120,14 @@ class SLANGLearner(RowsLearner):
 
     @property
     def due(self) -> bool:
-        """Every `statistics_period` steps."""
-        return self.steps % self.method.statistics_period == 0
+        """Every step until the running average is full, then every `statistics_period` steps."""
+        return self.steps * (1 - self.method.decay) < 1 or self.steps % self.method.statistics_period == 0
 
     def chosen(self, examples: int) -> slice:
         """Every `subsample`-th example, the first one moving from one time to the next."""
         stride = min(self.method.subsample, examples)
-        return slice(self.steps // self.method.statistics_period % stride, None, stride)
+        times, rest = divmod(self.steps, self.method.statistics_period)
+        return slice((times + rest) % stride, None, stride)
 
     def fold(self, examples: ExampleGradients, share: float) -> None:
         """Keep the gradients; their sum of squares tells whether they are finite."""
