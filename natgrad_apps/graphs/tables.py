@@ -17,9 +17,12 @@ from torch import Tensor
 
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.data import UNLABELLED, GraphData, Masks
+from natgrad_apps.linalg.sparse import SparseMatrix
 
 PARTS = ("train", "val", "test")
 SUFFIXES = (".csv", ".tsv", ".parquet")
+IDENTITIES = 1000
+"""Nodes from which on one-hot identities, features of a table without any, are sparse."""
 _SHOWN = 5
 
 
@@ -112,7 +115,8 @@ def _features(table: Any, path: Path) -> Tensor:
     own = {"id", "label", "split", *PARTS}
     columns = [name for name in table.columns if name not in own]
     if not columns:
-        return torch.eye(len(table))
+        n = len(table)
+        return torch.eye(n) if n < IDENTITIES else SparseMatrix.of(torch.arange(n + 1), torch.arange(n), torch.ones(n), (n, n))
     values = []
     for name in columns:
         numbers = pd.to_numeric(table[name], errors="coerce").to_numpy(dtype="float32")

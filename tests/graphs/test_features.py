@@ -21,6 +21,7 @@ from natgrad_apps.graphs.archives import read_archive
 from natgrad_apps.graphs.config import DataConfig, ModelConfig, TrainConfig
 from natgrad_apps.graphs.data import GraphData, load_public
 from natgrad_apps.graphs.features import dropout
+from natgrad_apps.graphs.tables import load_tables
 from natgrad_apps.likelihoods import Categorical
 from natgrad_apps.linalg.sparse import SparseMatrix
 from tests.graphs._models import OneLayer, small_graph
@@ -170,6 +171,15 @@ def test_layouts(archive: Path) -> None:
     assert torch.equal(data.subgraph(kept).x.dense(), data.x.dense()[kept])  # type: ignore[attr-defined]
     with pytest.raises(ConfigError, match="'sage' sums features over neighbours"):
         config(model=ModelConfig(name="sage"), data=DataConfig(features="sparse"))
+
+
+def test_identities_of_a_large_table_are_sparse(tmp_path: Path) -> None:
+    (tmp_path / "n.csv").write_text("id,label\n" + "".join(f"{i},{i % 2}\n" for i in range(2000)))
+    (tmp_path / "e.csv").write_text("source,target\n" + "".join(f"{i},{(i + 1) % 2000}\n" for i in range(2000)))
+    x = load_tables(tmp_path / "e.csv", tmp_path / "n.csv", undirected=True).x
+    assert isinstance(x, SparseMatrix)
+    weight = torch.randn(3, 2000)
+    assert torch.equal(torch.nn.functional.linear(x, weight), weight.mT)
 
 
 @needs_data
