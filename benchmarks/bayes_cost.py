@@ -43,7 +43,8 @@ DOCUMENT = ROOT / "docs" / "bayes-methods.md"
 BEGIN, END = "<!-- results of bayes_cost.py: begin -->", "<!-- results of bayes_cost.py: end -->"
 HEADER = "| network | step | over | ratio | range | bar | ms | peak memory, MiB | loss |\n|---|---|---|---|---|---|---|---|---|"
 BATCH_SIZE = 128
-LARGE_BATCH, LARGE_STEPS = 32, 40
+LARGE_BATCH, LARGE_STEPS = 32, 24
+MEMORY_ROWS = ("Adam", "Vadam", "SLANG, L = 8, period 10, subsample 4", "K-FAC 1/10", "noisy K-FAC 1/10", "EKFAC 1/10", "noisy EKFAC 1/10")
 Record = dict[str, Any]
 
 
@@ -181,7 +182,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     records = [record for one in made for record in time_workload(one, chosen, rounds)]
     shared = ["--device", options.device, "--threads", str(options.threads), "--batch_size", str(options.batch_size)]
     if options.full:
-        for record in records:
+        for record in (r for r in records if r["step"] in MEMORY_ROWS):
             command = [*shared, "--networks", record["network"], "--memory-child", record["step"]]
             record["memory"] = measure_in_child(command, "benchmarks.bayes_cost").peak
     large = measure_large(setting, options.large_steps) if options.full else None
