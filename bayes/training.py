@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from contextlib import ExitStack
@@ -22,6 +23,7 @@ from natgrad_apps.bayes.run_data import open_data, resolve_device
 from natgrad_apps.bayes.snapshot import Progress
 from natgrad_apps.bayes.tasks import RegressionTask
 from natgrad_apps.bayes.variational import StepInfo
+from natgrad_apps.errors import NumericalError
 from natgrad_apps.runner import provenance, schema
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
@@ -93,6 +95,21 @@ def open_fit(config: TrainConfig) -> Fit:
     return Fit(table, split, config, config.seed, device)
 
 
+def check_finite(result: dict[str, float]) -> dict[str, float]:
+    """The metrics of a posterior that predicts numbers.
+
+    Args:
+        result: Metrics by name.
+
+    Raises:
+        NumericalError: One is NaN or infinite.
+    """
+    bad = [name for name, value in result.items() if not math.isfinite(value)]
+    if bad:
+        raise NumericalError(f"{', '.join(bad)} not finite: the training diverged; lower inference.lr or raise inference.damping")
+    return result
+
+
 @dataclass
 class _Session:
     """One process's part of a run."""
@@ -125,7 +142,7 @@ class _Session:
             if not resumed:
                 self._save()
             self._learn(flag, view, events)
-            result = fit.evaluate()
+            result = check_finite(fit.evaluate())
             own, outside = fit.table.x[fit.split.test], foreign_inputs(fit, config.foreign)
             foreign = detection(uncertainty(fit.predict(own)), uncertainty(fit.predict(outside)))
             self._count_time()

@@ -86,7 +86,7 @@ def random_split(table: Table, test_fraction: float, seed: int) -> Split:
         seed: Equal seeds give equal splits.
 
     Raises:
-        ConfigError: A class is left without a training row.
+        ConfigError: A class is left without a training row, or the target does not vary over the training rows.
     """
     count = len(table.x)
     order = np.random.default_rng(seed).permutation(count)
@@ -97,6 +97,11 @@ def random_split(table: Table, test_fraction: float, seed: int) -> Split:
         raise ConfigError(
             f"{table.name}: no training row of class {', '.join(map(repr, lost))} in split {seed} with test_fraction {test_fraction}; "
             "use another split, a smaller test_fraction or more rows"
+        )
+    if len(np.unique(table.y[split.train])) < 2:
+        raise ConfigError(
+            f"{table.name}: the {len(split.train)} training rows of split {seed} with test_fraction {test_fraction} have one value of the "
+            f"target {table.target!r} only; use another split, a smaller test_fraction or more rows"
         )
     return split
 

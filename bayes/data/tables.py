@@ -78,6 +78,8 @@ def read_table(path: Path, how: TableFile) -> Table:
     """
     frame = read_frame(path)
     columns = list(frame.columns)
+    if len(frame) == 0:
+        raise ConfigError(f"the table {str(path)!r} has no rows, only the columns {', '.join(columns)}")
     if how.target is None:
         raise ConfigError(f"table.target is needed: the name of the target column of {str(path)!r}; columns: {', '.join(columns)}")
     for name in [how.target, *how.exclude]:
@@ -149,7 +151,27 @@ def _target(path: Path, column: Any, how: TableFile) -> tuple[Any, tuple[str, ..
         if not numeric:
             raise ConfigError(f"{path.name}: the target {how.target!r} is no column of numbers; use table.task: classification")
         return column.to_numpy(dtype=np.float64, copy=True), ()
+    if how.task == "auto" and not numeric:
+        _check_texts(path, column, how)
     names, y = np.unique(column.to_numpy(), return_inverse=True)
     if len(names) > MAX_CLASSES:
         raise ConfigError(f"{path.name}: the target {how.target!r} has {len(names)} classes, legal are {MAX_CLASSES}; is it a number?")
+    if 2 * len(names) > len(y):
+        raise ConfigError(
+            f"{path.name}: the target {how.target!r} has {len(names)} classes in {len(y)} rows, fewer than two rows a class; is it a "
+            "number (table.task: regression), or an identifier?"
+        )
     return y.astype(np.int64), tuple(str(n) for n in names)
+
+
+def _check_texts(path: Path, column: Any, how: TableFile) -> None:
+    """Raise if most cells of a target of texts are numbers: then the others are slips, not classes."""
+    import pandas as pd  # noqa: PLC0415
+
+    slips = pd.to_numeric(column, errors="coerce").isna().to_numpy()
+    if 0 < slips.sum() < len(column) / 2:
+        row = int(slips.argmax())
+        raise ConfigError(
+            f"{path.name}: the target {how.target!r} has {int(slips.sum())} cells that are no numbers, the first is "
+            f"{str(column.iloc[row])!r} in row {row} (counted from 0); mend them, or set table.task: classification if they are classes"
+        )

@@ -127,6 +127,15 @@ def test_a_failure_keeps_the_traceback_and_the_checkpoint(
     assert rows(out) == rows(finished_run)
 
 
+def test_a_posterior_that_predicts_no_numbers_is_a_failure(
+    finished_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fit, "evaluate", lambda _: {"rmse": float("nan"), "crps": 1.0})
+    assert main(["train", "--config", str(finished_run / "config.yaml"), "--out", str(tmp_path / "run")]) == 1
+    assert "rmse not finite: the training diverged; lower inference.lr" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
 @pytest.mark.filterwarnings("default")
 def test_warnings_are_kept_in_the_log(finished_run: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     stop_at(5, lambda: warnings.warn("mind the step", RuntimeWarning, stacklevel=1), monkeypatch)

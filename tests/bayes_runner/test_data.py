@@ -220,3 +220,23 @@ def test_bad_files_are_told(frame: pd.DataFrame, tmp_path: Path) -> None:
         read_inputs(tmp_path / "mine.csv", ["a", "q"])
     with pytest.raises(ConfigError, match="did you mean 'concrete'"):
         load("concret")
+
+
+def test_slips_among_numbers_are_no_classes(tmp_path: Path) -> None:
+    texts = [str(v) for v in range(20)]
+    pd.DataFrame({"a": range(20), "y": [*texts[:7], "oops", *texts[8:]]}).to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(ConfigError, match="1 cells that are no numbers, the first is 'oops' in row 7"):
+        read_table(tmp_path / "t.csv", TableFile(target="y"))
+    with pytest.raises(ConfigError, match="20 classes in 20 rows, fewer than two rows a class"):
+        read_table(tmp_path / "t.csv", TableFile(target="y", task="classification"))
+    (tmp_path / "h.csv").write_text("a,y\n")
+    with pytest.raises(ConfigError, match="has no rows, only the columns a, y"):
+        read_table(tmp_path / "h.csv", TableFile(target="y"))
+
+
+def test_training_rows_without_variation_are_told() -> None:
+    x = np.random.default_rng(0).normal(size=(12, 2))
+    table = Table("t", x, x[:, 0], ("a", "b"), "y")
+    assert len(random_split(table, 0.8, 0).train) == 2
+    with pytest.raises(ConfigError, match="the 1 training rows of split 0 with test_fraction 0"):
+        random_split(table, 0.99, 0)
