@@ -185,17 +185,17 @@ BASELINES: Mapping[str, Row] = {
 
 def rows() -> list[Row]:
     """Every contender, by baseline."""
-    long = {"statistics_period": 10, "inverse_period": 100}
-    part = {"statistics_period": 10, "subsample": 4, "decay": 0.9}
+    long = NoisyKFAC(lr=0.03, damping=DAMPING, statistics_period=10, inverse_period=100)
+    part = SLANG(8, 0.01, decay=0.9, statistics_period=10, subsample=4)
     return [
         Row("noisy K-FAC 1/10", lambda w: Bayes(w, NoisyKFAC(lr=0.03, damping=DAMPING)), "K-FAC", 1.3),
         Row("noisy EKFAC 1/10", lambda w: Bayes(w, NoisyEKFAC(lr=0.03, damping=DAMPING)), "EKFAC", 1.3),
-        Row("noisy K-FAC 10/100", lambda w: Bayes(w, NoisyKFAC(lr=0.03, damping=DAMPING, **long)), "K-FAC 10/100", period=100),
+        Row("noisy K-FAC 10/100", lambda w: Bayes(w, long), "K-FAC 10/100", period=100),
         Row("Vadam", lambda w: Bayes(w, Vadam(lr=1e-3)), bar=1.2),
         Row("IVON", lambda w: Bayes(w, IVON(lr=0.1))),
         Row("VOGN", lambda w: Bayes(w, VOGN(lr=0.01))),
         Row("noisy Adam", lambda w: Bayes(w, NoisyAdam(lr=0.01, damping=1e-3))),
-        Row("SLANG, L = 8, period 10, subsample 4", lambda w: Bayes(w, SLANG(8, 0.01, **part)), bar=3.0, workloads=("mlp",)),
+        Row("SLANG, L = 8, period 10, subsample 4", lambda w: Bayes(w, part), bar=3.0, workloads=("mlp",)),
         Row("SLANG, L = 8, every step, all examples", lambda w: Bayes(w, SLANG(8, 0.01)), workloads=("mlp",)),
         Row("Adam and a draw of as many normal numbers", lambda w: Adam(w, draws=True)),
         Row("Adam, fused", lambda w: Adam(w, fused=True)),

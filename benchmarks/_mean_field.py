@@ -12,7 +12,7 @@ import pyro
 import torch
 from pyro import distributions as dist
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoGuide, AutoNormal
+from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 
 from natgrad_apps.bayes import VOGN, NoisyAdam, Prior, Regression, Vadam, Variational
@@ -101,13 +101,13 @@ class Backprop:
 
     Args:
         data: The rows.
-        guide: Class of the autoguide.
+        guide: Makes the autoguide.
         elbo: Class of the objective.
         lr: First learning rate of Adam.
         seed: Of weights and noise.
     """
 
-    def __init__(self, data: Data, guide: type[AutoGuide], elbo: Callable[..., Any], lr: float, seed: int) -> None:
+    def __init__(self, data: Data, guide: Callable[..., Any], elbo: Callable[..., Any], lr: float, seed: int) -> None:
         pyro.clear_param_store()
         self._net, self._count = network(data, seed), len(data.x)
         self._values = {name: p.detach().clone() for name, p in self._net.named_parameters()}
@@ -120,12 +120,14 @@ class Backprop:
             {"optimizer": torch.optim.Adam, "optim_args": {"lr": lr}, "lr_lambda": lambda _: self._factor},
         )
         self._optimizer = optimizer
-        self._svi = SVI(self._model, self._guide, optimizer, elbo(num_particles=SAMPLES))
+        inference: Any = SVI
+        self._svi = inference(self._model, self._guide, optimizer, elbo(num_particles=SAMPLES))
 
     def _model(self, x: Tensor, y: Tensor) -> None:
         weights = {}
         for name, value in self._values.items():
-            weights[name] = pyro.sample(name, dist.Normal(torch.zeros_like(value), 1.0).to_event(value.dim()))
+            prior: Any = dist.Normal(torch.zeros_like(value), 1.0)
+            weights[name] = pyro.sample(name, prior.to_event(value.dim()))
         mean = torch.func.functional_call(self._net, weights, (x,))
         with pyro.plate("rows", self._count, subsample_size=len(x), dim=-2):
             pyro.sample("obs", dist.Normal(mean, NOISE_STD), obs=y)
@@ -139,7 +141,7 @@ class Backprop:
 
     def _normals(self) -> list[tuple[Tensor, Tensor]]:
         if isinstance(self._guide, AutoDiagonalNormal):
-            return [(self._guide.loc.detach(), self._guide.scale.detach())]
+            return [(_get(self._guide, "loc").detach(), _get(self._guide, "scale").detach())]
         named = self._values
         return [(_get(self._guide.locs, name).detach(), _get(self._guide.scales, name).detach()) for name in named]
 
@@ -171,10 +173,10 @@ def build(name: str, data: Data, lr: float, seed: int) -> Ours | Backprop:
         return Backprop(data, AutoDiagonalNormal, Trace_ELBO, lr, seed)
     if name == "pyro_mean_field":
         return Backprop(data, AutoNormal, TraceMeanField_ELBO, lr, seed)
-    first = {"initial_curvature": max(FIRST_STD**-2 - 1, 0.0) / len(data.x)}
+    first = (FIRST_STD**-2 - 1) / len(data.x)
     methods: Mapping[str, Callable[[], Method]] = {
-        "vadam": lambda: Vadam(lr, betas=(0.9, 0.99), **first),
-        "vogn": lambda: VOGN(lr, decay=0.99, damping=1e-3, **first),
-        "noisy_adam": lambda: NoisyAdam(lr, decay=0.99, damping=1e-3, **first),
+        "vadam": lambda: Vadam(lr, betas=(0.9, 0.99), initial_curvature=first),
+        "vogn": lambda: VOGN(lr, decay=0.99, damping=1e-3, initial_curvature=first),
+        "noisy_adam": lambda: NoisyAdam(lr, decay=0.99, damping=1e-3, initial_curvature=first),
     }
     return Ours(data, methods[name](), seed)

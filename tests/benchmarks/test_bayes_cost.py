@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import bayes_cost
-from benchmarks._bayes_contenders import BASELINES, Adam, Bayes, large_network, rows, workload
+from benchmarks._bayes_contenders import BASELINES, Adam, Bayes, Row, large_network, rows, workload
 from benchmarks._models import Setting
 
 
@@ -24,7 +24,7 @@ def test_every_row_has_a_baseline_and_every_bar_a_row() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*have no layer adapter")
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row.name)
-def test_contenders_train(row: bayes_cost.Row) -> None:
+def test_contenders_train(row: Row) -> None:
     made = workload("cnn", Setting(), 8)
     contender = row.make(made)
     before = torch.cat([p.detach().flatten().clone() for p in contender.model.parameters()])
