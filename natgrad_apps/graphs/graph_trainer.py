@@ -13,10 +13,11 @@ from torch_geometric.nn import global_add_pool, global_mean_pool
 
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.graph_sets import GraphSet, GraphSplit
-from natgrad_apps.graphs.learning import Learner, Terms
+from natgrad_apps.graphs.learning import Learner
 from natgrad_apps.graphs.measures import Measures, measure
 from natgrad_apps.graphs.models import build_model, check_logits
 from natgrad_apps.graphs.node_table import csv_text
+from natgrad_apps.graphs.records import Terms
 from natgrad_apps.graphs.sampling import generator_of
 from natgrad_apps.likelihoods import Categorical
 from natgrad_apps.ranks import Ranks

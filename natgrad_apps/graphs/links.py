@@ -29,10 +29,11 @@ from torch_geometric.transforms import RandomLinkSplit
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.data import GraphData
-from natgrad_apps.graphs.learning import Learner, Terms
+from natgrad_apps.graphs.learning import Learner
 from natgrad_apps.graphs.models import WEIGHTED, build_model
 from natgrad_apps.graphs.node_table import csv_text
 from natgrad_apps.graphs.ranking import LinkMeasures, measure_links
+from natgrad_apps.graphs.records import Terms
 from natgrad_apps.graphs.sampling import generator_of
 from natgrad_apps.likelihoods import Bernoulli
 from natgrad_apps.ranks import Ranks

@@ -13,10 +13,11 @@ from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.counting import Counter
 from natgrad_apps.graphs.data import GraphData
-from natgrad_apps.graphs.learning import Learner, Terms
+from natgrad_apps.graphs.learning import Learner
 from natgrad_apps.graphs.measures import Measures, measure
 from natgrad_apps.graphs.models import WEIGHTED, build_model, check_logits
 from natgrad_apps.graphs.node_table import node_table
+from natgrad_apps.graphs.records import Terms
 from natgrad_apps.graphs.sampling import ALL, NodeBatches
 from natgrad_apps.graphs.splits import Split
 from natgrad_apps.likelihoods import Categorical

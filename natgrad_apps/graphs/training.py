@@ -12,8 +12,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from natgrad_apps.graphs import parallel, runs
 from natgrad_apps.graphs.config import TrainConfig
-from natgrad_apps.graphs.learning import Epoch, Learner
+from natgrad_apps.graphs.learning import Learner
 from natgrad_apps.graphs.plotting import plot_run
+from natgrad_apps.graphs.records import Epoch
 from natgrad_apps.graphs.runs import PROGRAM
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.folder import RunFolder, check_new
