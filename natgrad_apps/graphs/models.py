@@ -173,10 +173,11 @@ def build_model(options: ModelOptions, d_in: int, classes: int, *, edges: Edges 
         edges: What edges it will be called with; see the module.
 
     Raises:
-        ConfigError: There is no such network, or the user's class cannot be imported or built.
+        ConfigError: There is no such network, or the user's class cannot be imported or built, or keeps one graph's edges though it will
+            see several.
     """
     if ":" in options.name:
-        return _own(options, d_in, classes)
+        return _own(options, d_in, classes, edges)
     if options.name not in MODELS:
         raise unknown_name("model (or module:Class for your own)", options.name, MODELS)
     if options.kwargs:
@@ -184,7 +185,7 @@ def build_model(options: ModelOptions, d_in: int, classes: int, *, edges: Edges 
     return MODELS[options.name](d_in, classes, options, edges=edges)
 
 
-def _own(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
+def _own(options: ModelOptions, d_in: int, classes: int, edges: Edges) -> nn.Module:
     module, _, name = options.name.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # where the user's file lies; a console script does not look there
@@ -194,6 +195,12 @@ def _own(options: ModelOptions, d_in: int, classes: int) -> nn.Module:
         raise ConfigError(f"model {options.name!r} cannot be built with d_in={d_in}, classes={classes}: {error}") from error
     if not isinstance(made, nn.Module):
         raise ConfigError(f"model {options.name!r} gave a {type(made).__name__}; a torch.nn.Module is needed")
+    keeping = [where for where, part in made.named_modules() if getattr(part, "cached", False) is True]
+    if keeping and edges != "fixed":
+        raise ConfigError(
+            f"model {options.name!r} is called with several graphs here, but {', '.join(keeping)} keeps the edges of the first one; build "
+            "it with cached=False"
+        )
     return made
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch_geometric.data import Data
+from torch_geometric.nn import GCNConv
 
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs import runs
@@ -299,6 +302,26 @@ def test_a_signal_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_illegal_settings(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         config(**changes)
+
+
+class Keeping(nn.Module):
+    """A user's network that keeps the normalized edges of its first call."""
+
+    def __init__(self, d_in: int, classes: int) -> None:
+        super().__init__()
+        self.conv = GCNConv(d_in, classes, cached=True)
+
+    def forward(self, x: Tensor, edge_index: Tensor) -> Tensor:
+        result: Tensor = self.conv(x, edge_index)
+        return result
+
+
+def test_a_network_that_keeps_one_graph_is_refused_where_there_are_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mine", SimpleNamespace(Keeping=Keeping))
+    model = ModelConfig(name="mine:Keeping")
+    assert trainer(config(model=model, sampling=SamplingConfig())).run_epoch().loss > 0
+    with pytest.raises(ConfigError, match="conv keeps the edges of the first one; build it with cached=False"):
+        trainer(config(model=model))
 
 
 def test_illegal_batches() -> None:
