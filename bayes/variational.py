@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
+from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem, check_count
 from natgrad_apps.bayes.partial import Partial, Points
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.previous import PreviousPosterior
@@ -106,7 +106,7 @@ class Variational:
                 )
         size = num_data if isinstance(num_data, DataSize) else DataSize(num_data)
         for name, count in (("num_data", size.rows), ("num_samples", num_samples)):
-            _check_count(name, count)
+            check_count(name, count)
         check_positive("augmentation", size.augmentation)
         self._warm_up = temperature if isinstance(temperature, WarmUp) else WarmUp(end=temperature)
         temperature = self._warm_up.end
@@ -165,7 +165,7 @@ class Variational:
         Raises:
             ConfigError: It is no positive integer.
         """
-        _check_count("num_data", rows)
+        check_count("num_data", rows)
         self.num_data = rows * self._augmentation
         self._problem.num_data, self._problem.rows = self.num_data, rows
 
@@ -190,7 +190,7 @@ class Variational:
         with torch.autocast(device, enabled=False):
             batch = Batch(x if isinstance(x, tuple) else (x,), y, self.num_samples, autocast)
             if micro_batch is not None:
-                _check_count("micro_batch", micro_batch)
+                check_count("micro_batch", micro_batch)
             return self._step(batch.parts(micro_batch))
 
     def _step(self, parts: Sequence[Batch]) -> StepInfo:
@@ -299,8 +299,3 @@ class Variational:
         self.prior.load_state_dict(saved["prior"])
         self.task.load_state_dict(saved["task"])
         self._generator.set_state(saved["generator"].cpu())
-
-
-def _check_count(name: str, count: object) -> None:
-    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-        raise ConfigError(f"{name} must be an integer >= 1, got {count!r}")

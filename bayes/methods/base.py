@@ -14,7 +14,7 @@ from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import WeightPrior
 from natgrad_apps.bayes.tasks import Task
 from natgrad_apps.bayes.weights import Weights
-from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
 from natgrad_apps.likelihoods import Likelihood
 
 
@@ -234,6 +234,15 @@ class Learner(ABC):
 class Method(ABC):
     """Hyperparameters of a method; subclasses are frozen dataclasses."""
 
+    def __post_init__(self) -> None:
+        """Check what has the same meaning and range in every method that has it."""
+        for name in ("lr", "damping", "initial_curvature"):
+            if hasattr(self, name):
+                check_positive(name, getattr(self, name), allow_zero=True)
+        betas = {f"betas[{i}]": beta for i, beta in enumerate(getattr(self, "betas", ()))}
+        for name, value in {n: getattr(self, n) for n in ("decay", "momentum") if hasattr(self, n)}.items() | betas.items():
+            check_fraction(name, value)
+
     @abstractmethod
     def start(self, problem: Problem) -> Learner:
         """Begin with the model's weights as the mean.
@@ -241,6 +250,18 @@ class Method(ABC):
         Raises:
             ConfigError: The method does not fit the model or the prior.
         """
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise `ConfigError` unless a hyperparameter is a positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def check_choice(name: str, value: object, legal: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless a hyperparameter is one of some words."""
+    if value not in legal:
+        raise unknown_name(name, str(value), legal)
 
 
 class Momentum:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DenseNormal, Normal
-from natgrad_apps.bayes.methods.base import Method, Problem
+from natgrad_apps.bayes.methods.base import Method, Problem, check_choice
 from natgrad_apps.bayes.methods.flat import check_size
 from natgrad_apps.bayes.methods.rows import RowsLearner
 from natgrad_apps.bayes.per_example import ExampleGradients
-from natgrad_apps.errors import check_fraction, check_positive, unknown_name
 from natgrad_apps.linalg.products import gram
 from natgrad_apps.linalg.spd import cholesky_many
 
@@ -56,13 +55,8 @@ class FullGaussian(Method):
     max_size: int = 4096
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr, allow_zero=True)
-        check_fraction("decay", self.decay)
-        check_fraction("momentum", self.momentum)
-        check_positive("damping", self.damping, allow_zero=True)
-        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
-        if self.fisher not in ("exact", "empirical"):
-            raise unknown_name("fisher of FullGaussian", str(self.fisher), ("exact", "empirical"))
+        super().__post_init__()
+        check_choice("fisher of FullGaussian", self.fisher, ("exact", "empirical"))
 
     def start(self, problem: Problem) -> FullLearner:
         """See `Method`."""

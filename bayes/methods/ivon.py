@@ -11,7 +11,7 @@ from torch import Tensor
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
 from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.flat import FlatLearner
-from natgrad_apps.errors import ConfigError, check_fraction, check_positive
+from natgrad_apps.errors import ConfigError, check_positive
 
 
 @dataclass(frozen=True)
@@ -51,9 +51,7 @@ class IVON(Method):
     clip: float = math.inf
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr, allow_zero=True)
-        for i, beta in enumerate(self.betas):
-            check_fraction(f"betas[{i}]", beta)
+        super().__post_init__()
         check_positive("initial_curvature", self.initial_curvature)
         if not isinstance(self.clip, (int, float)) or not self.clip > 0:
             raise ConfigError(f"clip must be > 0 (math.inf for none), got {self.clip!r}")

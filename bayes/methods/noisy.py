@@ -35,7 +35,7 @@ from natgrad_apps.curvature.diagonal import Diagonal
 from natgrad_apps.curvature.ekfac import EKFAC
 from natgrad_apps.curvature.kfac import KFAC, cached, damped_factor, factored_shifts
 from natgrad_apps.damping.tikhonov import FactoredTikhonov
-from natgrad_apps.errors import ConfigError, check_fraction, check_positive
+from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.linalg.spd import cholesky_many
 from natgrad_apps.preconditioner import Preconditioner
 from natgrad_apps.refresh.periodic import Periodic
@@ -77,10 +77,7 @@ class _Noisy(Method):
     step: StepRule = field(default_factory=Plain)
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr, allow_zero=True)
-        check_fraction("decay", self.decay)
-        check_fraction("momentum", self.momentum)
-        check_positive("damping", self.damping, allow_zero=True)
+        super().__post_init__()
         check_positive("initial_curvature", self.initial_curvature)
         check_positive("initial_batches", self.initial_batches, allow_zero=True)
         Periodic(self.statistics_period, self.inverse_period)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from natgrad_apps.bayes.distributions import LowRankNormal, Normal
 from natgrad_apps.bayes.eigensolver import OuterSum, leading_factor, squared_columns
-from natgrad_apps.bayes.methods.base import Method, Problem
+from natgrad_apps.bayes.methods.base import Method, Problem, check_choice, check_count
 from natgrad_apps.bayes.methods.rows import RowsLearner
 from natgrad_apps.bayes.per_example import ExampleGradients
-from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
+from natgrad_apps.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,10 @@ class SLANG(Method):
     subsample: int = 1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("rank", "statistics_period", "subsample"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigError(f"{name} must be an integer >= 1, got {value!r}")
-        check_positive("lr", self.lr, allow_zero=True)
-        check_fraction("decay", self.decay)
-        check_fraction("momentum", self.momentum)
-        check_positive("damping", self.damping, allow_zero=True)
-        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
-        if self.fisher not in ("exact", "empirical"):
-            raise unknown_name("fisher of SLANG", str(self.fisher), ("exact", "empirical"))
+            check_count(name, getattr(self, name))
+        check_choice("fisher of SLANG", self.fisher, ("exact", "empirical"))
 
     def start(self, problem: Problem) -> SLANGLearner:
         """See `Method`."""

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
-from natgrad_apps.bayes.methods.base import Method, Problem
+from natgrad_apps.bayes.methods.base import Method, Problem, check_choice
 from natgrad_apps.bayes.methods.flat import FlatLearner
-from natgrad_apps.errors import check_fraction, check_positive, unknown_name
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,8 @@ class Vadam(Method):
     squares: str = "example"
 
     def __post_init__(self) -> None:
-        _check_squares(self.squares)
-        check_positive("lr", self.lr, allow_zero=True)
-        for i, beta in enumerate(self.betas):
-            check_fraction(f"betas[{i}]", beta)
-        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
+        super().__post_init__()
+        check_choice("squares", self.squares, ("example", "batch"))
 
     def start(self, problem: Problem) -> SquaresLearner:
         """See `Method`."""
@@ -88,19 +84,12 @@ class Vprop(Method):
     squares: str = "example"
 
     def __post_init__(self) -> None:
-        _check_squares(self.squares)
-        check_positive("lr", self.lr, allow_zero=True)
-        check_fraction("decay", self.decay)
-        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
+        super().__post_init__()
+        check_choice("squares", self.squares, ("example", "batch"))
 
     def start(self, problem: Problem) -> SquaresLearner:
         """See `Method`."""
         return SquaresLearner(problem, self, momentum=0.0, decay=self.decay, corrected=False)
-
-
-def _check_squares(value: str) -> None:
-    if value not in ("example", "batch"):
-        raise unknown_name("squares", str(value), ("example", "batch"))
 
 
 class SquaresLearner(FlatLearner):

@@ -11,7 +11,6 @@ from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
 from natgrad_apps.bayes.methods.base import Method, Problem
 from natgrad_apps.bayes.methods.rows import RowsLearner
 from natgrad_apps.bayes.per_example import ExampleGradients
-from natgrad_apps.errors import check_fraction, check_positive
 
 
 @dataclass(frozen=True)
@@ -51,13 +50,6 @@ class VOGN(Method):
     momentum: float = 0.9
     damping: float = 0.0
     initial_curvature: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_positive("lr", self.lr, allow_zero=True)
-        check_fraction("decay", self.decay)
-        check_fraction("momentum", self.momentum)
-        check_positive("damping", self.damping, allow_zero=True)
-        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
 
     def start(self, problem: Problem) -> VOGNLearner:
         """See `Method`."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.bayes.distributions import DiagonalNormal, Normal
-from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem
+from natgrad_apps.bayes.methods.base import Batch, Method, Outcome, Problem, check_count
 from natgrad_apps.bayes.methods.flat import FlatLearner
-from natgrad_apps.errors import ConfigError, check_fraction, check_positive
 
 
 @dataclass(frozen=True)
@@ -49,12 +48,8 @@ class VON(Method):
     initial_curvature: float = 1.0
 
     def __post_init__(self) -> None:
-        check_positive("lr", self.lr, allow_zero=True)
-        check_fraction("decay", self.decay)
-        check_positive("damping", self.damping, allow_zero=True)
-        if not isinstance(self.probes, int) or isinstance(self.probes, bool) or self.probes < 1:
-            raise ConfigError(f"probes must be an integer >= 1, got {self.probes!r}")
-        check_positive("initial_curvature", self.initial_curvature, allow_zero=True)
+        super().__post_init__()
+        check_count("probes", self.probes)
 
     def start(self, problem: Problem) -> VONLearner:
         """See `Method`."""
