@@ -112,7 +112,8 @@ def configured(learner: Learner, seed: int, steps: int) -> TrainConfig:
     network = NetworkConfig(lstm_hidden_size=64) if learner.policy == "MlpLstmPolicy" else config.agent.network
     agent = replace(config.agent, policy=learner.policy, network=network, natural_gradient=options)  # type: ignore[arg-type]
     settings = EnvironmentConfig(BLIND, n_envs=8, frame_stack=learner.frame_stack)
-    return replace(config, environment=settings, agent=agent, total_timesteps=steps, seed=seed, device="cpu")
+    evaluation = replace(config.evaluation, n_envs=20)
+    return replace(config, environment=settings, agent=agent, evaluation=evaluation, total_timesteps=steps, seed=seed, device="cpu")
 
 
 def run(name: str, seed: int, steps: int) -> Outcome:
