@@ -27,6 +27,10 @@ from natgrad_apps.statistics.fisher import Subsample
 from natgrad_apps.statistics.moments import LayerStatistics, Use, joined
 
 
+PACKING_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+"""Asks torch for the hooks that pack saved tensors; torch has it from 2.8 on."""
+
+
 @dataclass(frozen=True)
 class Call:
     """One call of a module: the input it received (detached, not copied) with its version, and the gradient edge of its output.
@@ -103,9 +107,10 @@ def _take_apart(composite: Composite, module: nn.Module, args: tuple[Any, ...], 
     """Hook of a composite: its output, computed again by calls of its parts, which are recorded.
 
     Not where tensors saved for the backward pass are packed: activation checkpointing would run the module again without this hook, and
-    compare. Its parameters then count as read by other code.
+    compare. Its parameters then count as read by other code. Before torch 2.8 nobody can tell, and checkpointing raises its own error.
     """
-    if not torch.is_grad_enabled() or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+    packing = PACKING_HOOKS is not None and PACKING_HOOKS(True) is not None
+    if packing or not torch.is_grad_enabled():
         return output
     return composite.forward(Arguments(args, kwargs))
 

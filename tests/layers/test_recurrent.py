@@ -18,6 +18,7 @@ from natgrad_apps.layers.base import Arguments
 from natgrad_apps.layers.discover import composite_of, discover
 from natgrad_apps.layers.linear import LinearInputs
 from natgrad_apps.likelihoods import Categorical, Gaussian
+from natgrad_apps.statistics.capture import PACKING_HOOKS
 from natgrad_apps.statistics.moments import LayerStatistics, Use, joined
 from natgrad_apps.types import BlockSpec
 from tests._feed import factors, feed
@@ -250,6 +251,7 @@ def test_frozen_and_tied_matrices() -> None:
     assert shapes == {"one.ih_l0": ((9, 4), 2), "one.hh_l0.bias": ((9, 1), 1), "two.hh_l0": ((9, 4), 1)}
 
 
+@pytest.mark.skipif(PACKING_HOOKS is None, reason="before torch 2.8 checkpointing cannot be told")
 def test_layers_inside_activation_checkpointing_fall_back_to_the_diagonal() -> None:
     class Checkpointed(nn.Module):
         def __init__(self) -> None:
