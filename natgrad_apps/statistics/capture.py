@@ -26,7 +26,6 @@ from natgrad_apps.layers.discover import Layer
 from natgrad_apps.statistics.fisher import Subsample
 from natgrad_apps.statistics.moments import LayerStatistics, Use, joined
 
-
 PACKING_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 """Asks torch for the hooks that pack saved tensors; torch has it from 2.8 on."""
 
