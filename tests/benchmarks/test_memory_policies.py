@@ -26,7 +26,7 @@ def test_learners_differ_in_what_they_remember(name: str) -> None:
     config = configured(LEARNERS[name], 7, 1000)
     assert (config.seed, config.total_timesteps, config.environment.n_envs) == (7, 1000, 8)
     assert config.environment.frame_stack == (4 if name == "stacked" else 1)
-    assert config.agent.policy == ("MlpLstmPolicy" if name in {"lstm", "diagonal"} else "MlpPolicy")
+    assert config.agent.policy == ("MlpLstmPolicy" if name in {"lstm", "unchecked", "diagonal"} else "MlpPolicy")
 
 
 def test_the_table_has_a_row_for_each_learner_that_ran() -> None:
