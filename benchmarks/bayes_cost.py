@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import shlex
 import statistics
 import sys
 import time
@@ -149,8 +150,10 @@ def write_block(text: str, document: Path = DOCUMENT) -> None:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="15 blocks, peak memory, and the large network")
+    parser.add_argument("--memory", action="store_true", help="peak memory of the main rows")
+    parser.add_argument("--large", action="store_true", help="the large network too")
     parser.add_argument("--rounds", type=int, help="blocks of each row (default: 5, or 15 with --full)")
-    parser.add_argument("--networks", nargs="+", choices=("mlp", "cnn"), default=("mlp", "cnn"))
+    parser.add_argument("--networks", nargs="*", default=["mlp", "cnn"], help="mlp, cnn, both (default) or none")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in rows()], help="only these")
     parser.add_argument("--batch_size", type=int, default=BATCH_SIZE)
     parser.add_argument("--large_steps", type=int, default=LARGE_STEPS, help="steps of the large network")
@@ -181,14 +184,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     rounds = options.rounds or (15 if options.full else 5)
     records = [record for one in made for record in time_workload(one, chosen, rounds)]
     shared = ["--device", options.device, "--threads", str(options.threads), "--batch_size", str(options.batch_size)]
-    if options.full:
+    if options.full or options.memory:
         for record in (r for r in records if r["step"] in MEMORY_ROWS):
             command = [*shared, "--networks", record["network"], "--memory-child", record["step"]]
             record["memory"] = measure_in_child(command, "benchmarks.bayes_cost").peak
-    large = measure_large(setting, options.large_steps) if options.full else None
+    large = measure_large(setting, options.large_steps) if options.full or options.large else None
     setup = {**environment(("torch", "numpy", "natgrad-apps")), **asdict(setting), "batch": options.batch_size, "seed": 0}
     described = ", ".join(f"{key} {value}" for key, value in setup.items())
-    text = f"command: `{' '.join(['python benchmarks/bayes_cost.py', *given])}`   {described}\n\n{table(records, large)}"
+    kept = [w for i, w in enumerate(given) if w not in ("--out", "--write") and (i == 0 or given[i - 1] != "--out")]
+    text = f"command: `{' '.join(['python benchmarks/bayes_cost.py', shlex.join(kept)]).rstrip()}`   {described}\n\n{table(records, large)}"
     print(text)
     if options.out:
         options.out.write_text(json.dumps({"environment": setup, "rows": records, "large": large}, indent=1), encoding="utf-8")
