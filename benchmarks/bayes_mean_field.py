@@ -184,7 +184,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                         atomic.write_json(options.out, results)
     setup = {**environment(("torch", "pyro-ppl", "numpy", "natgrad-apps")), "threads": 1, "steps": options.steps, "seed": "the split"}
     described = ", ".join(f"{key} {value}" for key, value in setup.items())
-    command = " ".join(["python benchmarks/bayes_mean_field.py", *(w for w in given if w != "--write")])
+    kept = ["FILE" if i and given[i - 1] == "--out" else word for i, word in enumerate(given) if word != "--write"]
+    command = " ".join(["python benchmarks/bayes_mean_field.py", *kept])
     text = f"command: `{command}`   {described}\n\n{table(results)}"
     print(text)
     if options.write:
