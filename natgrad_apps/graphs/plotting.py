@@ -88,7 +88,7 @@ def plot_curves(paths: Sequence[Path], out: Path) -> Path:
 
 
 def plot_embedding(data: GraphData, split: Split, log_p: Tensor, out: Path) -> Path:
-    """Nodes at the first two principal components of their log-probabilities, coloured by class; test errors are ringed.
+    """Nodes at the first two principal components of the roots of their probabilities, coloured by class; test errors are ringed.
 
     Args:
         data: The graph.
@@ -177,9 +177,12 @@ def plot_reliability(data: GraphData, split: Split, curves: Mapping[str, Tensor]
 
 
 def _plane(log_p: Tensor) -> Floats:
-    """First two principal components of the centred log-probabilities, ``[N, 2]``."""
-    centred = log_p.cpu().double().log_softmax(-1)
-    centred = centred - centred.mean(0)
+    """First two principal components of the square roots of the probabilities, ``[N, 2]``.
+
+    Their distance is Hellinger's, which is bounded: a node that the network is very sure of does not stretch the picture.
+    """
+    roots = log_p.cpu().double().softmax(-1).sqrt()
+    centred = roots - roots.mean(0)
     _, _, axes = torch.linalg.svd(centred, full_matrices=False)
     # The sign of a component is arbitrary; fixing it keeps pictures of equal runs equal.
     axes = axes[:2] * torch.where(axes[:2].sum(1, keepdim=True) < 0, -1.0, 1.0)
@@ -195,7 +198,7 @@ def _ring_errors(axis: Axes, points: Floats, y: NDArray[np.int64], split: Split,
 
 def _name_plane(axis: Axes) -> None:
     axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.set_xlabel("first principal component of log-probabilities")
+    axis.set_xlabel("first principal component of the roots of probabilities")
     axis.set_ylabel("second principal component")
 
 
