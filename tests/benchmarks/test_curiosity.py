@@ -26,6 +26,11 @@ def test_the_reward_is_sparse_and_the_goal_is_recorded() -> None:
     assert found.ends == [True]
 
 
+def test_the_probe_sees_both_halves() -> None:
+    correlation, tail = curiosity.probe("expected", 0, steps=30)
+    assert -1 <= correlation <= 1 < tail
+
+
 @pytest.mark.parametrize("weight", ["0", "0.1"])
 def test_a_short_run_prints_its_row(weight: str, capsys: pytest.CaptureFixture[str]) -> None:
     curiosity.main(["--weights", weight, "--seeds", "0-1", "--steps", "320"])
