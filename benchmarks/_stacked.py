@@ -90,7 +90,7 @@ class _Stack:
     def _layer(self, parts: Sequence[nn.Module]) -> _Layer:
         rows = [torch.cat([part.weight.detach(), part.bias.detach()[:, None]], 1) for part in parts if isinstance(part, nn.Linear)]
         weight, prior = torch.stack(rows), torch.full((len(rows),), self.recipe.inference.prior_precision, dtype=torch.float64)
-        spec = BlockSpec("", "linear", (len(rows),), *weight.shape[1:], weight.dtype, weight.device)
+        spec = BlockSpec("", "linear", (len(rows),), weight.shape[1], weight.shape[2], weight.dtype, weight.device)
         method, first = self.method, self.method.initial_curvature
         state = self.curvature.init(spec)
         for name, size in (("A0", spec.d_in), ("G0", spec.d_out)):

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 if __name__ == "__main__" and not __package__:
@@ -38,7 +39,7 @@ from benchmarks._deterministic import fit_deterministic
 from benchmarks._stacked import fit_splits
 from natgrad_apps._resources import config_path
 from natgrad_apps.bayes.config import RecipeConfig, UciConfig, parse_splits
-from natgrad_apps.bayes.data import load_uci
+from natgrad_apps.bayes.data import Split, load_uci
 from natgrad_apps.bayes.fitting import fit_split, published_split
 from natgrad_apps.bayes.recipes import methods
 from natgrad_apps.bayes.uci import summary
@@ -54,6 +55,7 @@ METHODS = ("noisy_kfac", "noisy_ekfac", "noisy_adam", "vadam", "vogn", DETERMINI
 QUICK, SEVEN = ("boston", "concrete", "yacht"), ("boston", "concrete", "kin8nm", "naval", "power", "protein", "yacht")
 STACKED, STACK = ("noisy_kfac", "noisy_ekfac"), 10
 """Methods whose splits are trained side by side (`_stacked`), and how many."""
+HELD_OUT = 0.15
 VALUES = ("rmse", "loglik_pointwise", "loglik_joint")
 PUBLISHED: dict[str, dict[str, tuple[str, str]]] = {
     "SLANG (Mishkin et al. 2018; joint LL)": {
@@ -116,7 +118,19 @@ def stacks(sets: Sequence[str], splits: Sequence[int] | None, methods: Sequence[
             yield from ((name, numbers[i : i + width], method) for i in range(0, len(numbers), width))
 
 
-def run(name: str, splits: Sequence[int], method: str, overrides: Mapping[str, Any]) -> list[dict[str, Any]]:
+def held_out(split: Split, seed: int) -> Split:
+    """A split of the training rows: `HELD_OUT` of them test, and the published test rows are not used.
+
+    Args:
+        split: Published.
+        seed: Which rows.
+    """
+    order = np.random.default_rng(seed).permutation(split.train)
+    count = int(len(order) * HELD_OUT)
+    return Split(order[count:], order[:count])
+
+
+def run(name: str, splits: Sequence[int], method: str, overrides: Mapping[str, Any], *, validation: bool = False) -> list[dict[str, Any]]:
     """Train and test on splits, side by side if there are several.
 
     Args:
@@ -124,9 +138,12 @@ def run(name: str, splits: Sequence[int], method: str, overrides: Mapping[str, A
         splits: Numbers of the splits, and their seeds.
         method: A key of `METHODS`.
         overrides: Inference settings that the command line changes.
+        validation: Whether a part of the training rows tests.
     """
     table, start = load_uci(name), time.process_time()
     rows, chosen = [published_split(table, split) for split in splits], recipe(method, overrides)
+    if validation:
+        rows = [held_out(row, split) for row, split in zip(rows, splits, strict=True)]
     if method == DETERMINISTIC:
         found = [fit_deterministic(table, rows[0], chosen, splits[0])]
     elif len(splits) > 1:
@@ -205,12 +222,12 @@ def write_block(text: str, document: Path = DOCUMENT, marks: tuple[str, str] = (
     document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
-def read_results(path: Path, overrides: Mapping[str, Any]) -> Results:
+def read_results(path: Path, settings: Mapping[str, Any]) -> Results:
     """What an earlier run left, empty for a new one.
 
     Args:
         path: The JSON file.
-        overrides: Of this run.
+        settings: Of this run.
 
     Raises:
         SystemExit: The file is of other settings.
@@ -218,14 +235,10 @@ def read_results(path: Path, overrides: Mapping[str, Any]) -> Results:
     if not path.is_file():
         return {}
     saved = json.loads(path.read_text(encoding="utf-8"))
-    if saved["settings"] != _settings(overrides):
+    if saved["settings"] != settings:
         raise SystemExit(f"{path} was written with other settings; give another --out, or remove it")
     found: Results = saved["results"]
     return found
-
-
-def _settings(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    return {method: schema.to_plain(recipe(method, overrides)) for method in METHODS}
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -233,6 +246,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sets", nargs="+", choices=SEVEN, help="data sets (default: boston concrete yacht)")
     parser.add_argument("--splits", help="such as 0-4 (default: 0-1; all with --full)")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--validation", action="store_true", help="test on 15 %% of the training rows, never on the published test rows")
     parser.add_argument("--one_by_one", action="store_true", help="train with the package's own loop, split by split")
     parser.add_argument("--full", action="store_true", help="seven sets, all splits")
     parser.add_argument("--learn_prior", choices=("true", "false"), help="whether each layer's prior precision is learned (default: true)")
@@ -254,7 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     given = {"learn_prior": options.learn_prior and options.learn_prior == "true", "warm_up": options.warm_up, "damping": options.damping}
     overrides = {name: value for name, value in given.items() if value is not None}
-    results = read_results(options.out, overrides)
+    settings = {"validation": options.validation, **{method: schema.to_plain(recipe(method, overrides)) for method in METHODS}}
+    results = read_results(options.out, settings)
     sets = options.sets or (SEVEN if options.full else QUICK)
     splits = parse_splits(options.splits) if options.splits else None if options.full else [0, 1]
     source = {"commit": provenance.git_commit(ROOT / "natgrad_apps" / "__init__.py"), "machine": provenance.machine(torch.device("cpu"))}
@@ -262,10 +277,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         missing = [split for split in numbers if f"{name} {split} {method}" not in results]
         if not missing:
             continue
-        for split, found in zip(missing, run(name, missing, method, overrides), strict=True):
+        for split, found in zip(missing, run(name, missing, method, overrides, validation=options.validation), strict=True):
             results[f"{name} {split} {method}"] = found
             print(f"{name} {split} {method}: rmse {found['rmse']:.4g}  loglik {found['loglik_pointwise']:.4g}", flush=True)
-        atomic.write_json(options.out, {"settings": _settings(overrides), "source": source, "results": results})
+        atomic.write_json(options.out, {"settings": settings, "source": source, "results": results})
     text = tables(results)
     print("\n" + text)
     if options.write:

@@ -73,12 +73,12 @@ def test_a_resumed_warm_up_is_bit_equal() -> None:
 
 def test_weights_outside_the_posterior_follow_it() -> None:
     """Without data to fit, the step of the first layer has the sign of its decay, ``temperature * precision / N``."""
-    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False))
-    with torch.no_grad():
-        model[1].weight.zero_()
+    first, last = nn.Linear(2, 2, bias=False), nn.Linear(2, 1, bias=False)
+    model = nn.Sequential(first, last)
+    nn.init.zeros_(last.weight)
     partial = Partial(model, ["1"], PointEstimate(precision=5.0))
     vi = Variational(partial, method=NoisyKFAC(lr=0.0), task=Regression(), num_data=10, temperature=WarmUp(0.1, steps=5))
-    before = model[0].weight.detach().clone()
+    before = first.weight.detach().clone()
     vi.step(torch.zeros(4, 2), torch.zeros(4, 1))
     # inputs of zero give no gradient, so Adam's average after a step is (1 - beta1) times the decay term at temperature 0.1
     moment = vi.state_dict()["points"]["adam"][0]["exp_avg"]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import bayes_uci
+from natgrad_apps.bayes.data import Split
 from tests.bayes_runner._uci import write_uci
 
 
@@ -31,6 +33,14 @@ def test_one_split_is_the_packages_training_and_several_are_a_stack(tmp_path: Pa
     assert [r["stack"] for r in (*together, *alone)] == [2, 2, 1, 1]
     # six steps in float32; only rounding differs, see test_stacked.py
     assert [r["rmse"] for r in together] == pytest.approx([r["rmse"] for r in alone], rel=1e-4)
+
+
+def test_validation_never_sees_the_published_test_rows() -> None:
+    split = Split(np.arange(40), np.arange(40, 50))
+    part = bayes_uci.held_out(split, 3)
+    assert len(part.test) == 6  # 15 % of 40
+    assert sorted([*part.train, *part.test]) == list(range(40))
+    assert list(bayes_uci.held_out(split, 4).test) != list(part.test)
 
 
 def test_tables_hold_means_and_standard_errors() -> None:
