@@ -141,12 +141,13 @@ class Bayes:
     Args:
         made: The workload.
         method: How the posterior is found.
+        temperature: Weight of the KL divergence.
     """
 
-    def __init__(self, made: Workload, method: Method) -> None:
+    def __init__(self, made: Workload, method: Method, temperature: float = 1.0) -> None:
         self._stream = made.stream()
         self.model = made.model()
-        self.inference = Variational(self.model, method=method, task=Classification(), num_data=NUM_DATA)
+        self.inference = Variational(self.model, method=method, task=Classification(), num_data=NUM_DATA, temperature=temperature)
 
     def step(self) -> Tensor:
         """One step."""

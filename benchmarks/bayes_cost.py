@@ -34,10 +34,11 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from benchmarks._bayes_contenders import BASELINES, DAMPING, Bayes, Row, rows, workload
+from benchmarks._bayes_contenders import BASELINES, Bayes, Row, rows, workload
 from benchmarks._memory import measure_here, measure_in_child, print_as_child
 from benchmarks._models import Setting, Workload
 from benchmarks._timing import ROOT, Samples, environment, interleave
+from natgrad_apps import KLClip
 from natgrad_apps.bayes import NoisyKFAC
 
 DOCUMENT = ROOT / "docs" / "bayes-methods.md"
@@ -99,7 +100,8 @@ def measure_large(setting: Setting, steps: int) -> Record:
         steps: Number of steps.
     """
     made = workload("large", setting, LARGE_BATCH)
-    contender = Bayes(made, NoisyKFAC(lr=0.03, damping=DAMPING))
+    method = NoisyKFAC(lr=0.05, damping=0.1, initial_batches=0, step=KLClip(0.01))
+    contender = Bayes(made, method, temperature=0.01)
     first, start = made.mean_loss(contender.model), time.perf_counter()
     for _ in range(steps):
         contender.step()
@@ -130,7 +132,7 @@ def table(records: Sequence[Record], large: Record | None) -> str:
         lines += [
             "",
             f"Noisy K-FAC 1/10 on a network of {large['weights'] / 1e6:.1f} million weights, minibatches of {large['batch']}: {where} "
-            f"(bar 24), {large['seconds_per_step']:.1f} s a step; loss {large['loss'][0]:.2f} -> {large['loss'][1]:.2f} in "
+            f"(bar 24), {large['seconds_per_step']:.1f} s a step; loss {large['loss'][0]:.4f} -> {large['loss'][1]:.4f} in "
             f"{large['steps']} steps.",
         ]
     return "\n".join(lines)

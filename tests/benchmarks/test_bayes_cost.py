@@ -59,7 +59,7 @@ def test_the_table_says_what_was_met_and_the_page_takes_it(tmp_path: Path) -> No
     text = bayes_cost.table(records, large)
     assert "| cnn | Vadam | Adam | 1.25 | 1.20-1.30 | 1.2 missed |" in text
     assert "| 3 | " in text
-    assert "5.0 GiB peak of the whole process (bar 24), 1.5 s a step; loss 2.30 -> 1.10 in 3 steps." in text
+    assert "5.0 GiB peak of the whole process (bar 24), 1.5 s a step; loss 2.3000 -> 1.1000 in 3 steps." in text
     page = tmp_path / "page.md"
     page.write_text(f"before\n{bayes_cost.BEGIN}\nold\n{bayes_cost.END}\nafter\n")
     bayes_cost.write_block(text, page)
