@@ -25,8 +25,9 @@ from natgrad_apps.runner import checkpoints, provenance, schema
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
-from natgrad_apps.runner.processes import Processes, join
+from natgrad_apps.runner.processes import Processes, join, resume_command
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.resuming import reopen_together
 
 SESSION_SEED = 7919
 PACKAGES = ("natgrad-apps", "torch", "numpy", "stable-baselines3", "gymnasium", "ale-py", "mujoco")
@@ -46,7 +47,7 @@ def train(config: TrainConfig, out: Path) -> None:
     """
     with ExitStack() as stack:
         processes = stack.enter_context(join())
-        if not parallel.agreed(processes, lambda: check_new(out)):
+        if not processes.agreed(lambda: check_new(out)):
             return
         venv, agent = parallel.learner(config, processes, stack)
         if not processes.leads:
@@ -71,10 +72,10 @@ def resume(path: Path) -> None:
     """
     with ExitStack() as stack:
         processes = stack.enter_context(join())
-        run = parallel.reopened(path, processes, stack)
+        run = reopen_together(path, TrainConfig, parallel.COMMAND, processes, stack)
         if run is None:
             return
-        config, files = run.config, parallel.own_files(run.files, processes)
+        config, files = run.config, run.files
         state = snapshot.RunState.unpack(files)
         venv, agent = parallel.learner(config, processes, stack)
         snapshot.take_statistics(venv, snapshot.normalization(files))
@@ -160,7 +161,7 @@ class _Session:
             return evaluate(self.agent, evaluation, settings.episodes, seed, deterministic=settings.deterministic, check=check)
 
         def save(best: bool) -> None:
-            files = parallel.gather(snapshot.pack(self.agent, self.venv, self.progress, self.config_yaml), self.processes)
+            files = self.processes.gathered_files(snapshot.pack(self.agent, self.venv, self.progress, self.config_yaml))
             self.folder.checkpoints.save(self.agent.num_timesteps, files, best=best)
 
         def stop() -> None:
@@ -211,7 +212,7 @@ class _Session:
         raise InterruptedRunError(self._resume_command())
 
     def _resume_command(self) -> str:
-        return parallel.resume_command(self.folder.path, self.processes.size)
+        return resume_command(*parallel.COMMAND, self.folder.path, self.processes.size)
 
     def _finish(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> None:
         self.folder.write_results(self._results(result, best))

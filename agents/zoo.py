@@ -16,7 +16,7 @@ YAML anchors and ``<<`` merges work.
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,9 @@ def read_zoo(path: Path, env_id: str) -> Table:
         raise ConfigError(
             f"{place}: ACKTR has no {', '.join(unknown)}; drop {'it' if len(unknown) == 1 else 'them'}. Legal keys: {', '.join(LEGAL)}"
         )
-    return _table(_convert(given, env_id, place), place)
+    settings = _node(_convert(given, env_id, place), place)
+    assert isinstance(settings, Table)
+    return settings
 
 
 def _entry_name(document: Mapping[Any, Any], env_id: str) -> str | None:
@@ -162,13 +164,12 @@ def _keyword(item: ast.keyword) -> str:
     return item.arg
 
 
-def _table(value: Any, place: str) -> Any:
-    """Plain values as nodes, for the strict reader."""
-    convert: Callable[[Any], Node] = lambda item: _table(item, place)  # noqa: E731
+def _node(value: Any, place: str) -> Node:
+    """A plain value as a node, for the strict reader."""
     if isinstance(value, Mapping):
-        return Table({str(key): convert(item) for key, item in value.items()}, place)
+        return Table({str(key): _node(item, place) for key, item in value.items()}, place)
     if isinstance(value, (list, tuple)):
-        return Sequence(tuple(convert(item) for item in value), place)
+        return Sequence(tuple(_node(item, place) for item in value), place)
     if value is None or isinstance(value, bool):
         return Scalar({None: "null", True: "true", False: "false"}[value], place)
     return Scalar(repr(value) if isinstance(value, (int, float)) else str(value), place)

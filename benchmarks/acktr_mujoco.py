@@ -98,7 +98,7 @@ def _build(job: Job, config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
     if job.learner == "PPO":
         settings = dict(zip(_KEYS, _PPO_TUNED.get(job.environment, ()), strict=False))
         wide = job.environment in {"HalfCheetah", "Hopper"}
-        return PPO("MlpPolicy", venv, policy_kwargs=_WIDE if wide else None, **{**common, **settings})  # type: ignore[arg-type]
+        return PPO("MlpPolicy", venv, policy_kwargs=_WIDE if wide else None, **{**common, **settings})
     from sb3_contrib import TRPO  # noqa: PLC0415  (only where asked for)
 
     target = {"target_kl": 0.04} if job.environment == "HalfCheetah" else {}

@@ -97,9 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table.add_row("1", f"{statistics.median(ones):.0f}", "1.00", "", "")
     for size, rows in result.items():
         ratios = [ratio for _, ratio, _ in rows]
-        equal = "yes" if all(row[2] for row in rows) else "NO"
+        same = "yes" if all(row[2] for row in rows) else "NO"
         rate = statistics.median(row[0] for row in rows)
-        table.add_row(str(size), f"{rate:.0f}", f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} - {max(ratios):.2f}", equal)
+        table.add_row(str(size), f"{rate:.0f}", f"{statistics.median(ratios):.2f}", f"{min(ratios):.2f} - {max(ratios):.2f}", same)
     console = Console()
     console.print(table)
     console.print(f"bar for 2 ranks: {BAR}; {os.cpu_count()} cores, load before the run {load:.2f}")

@@ -20,8 +20,9 @@ from natgrad_apps.runner import schema
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
-from natgrad_apps.runner.processes import Processes, join
+from natgrad_apps.runner.processes import Processes, join, resume_command
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.resuming import reopen_together
 
 
 class EpochView(ProgressView):
@@ -44,7 +45,7 @@ def train(config: TrainConfig, out: Path) -> None:
     """
     with ExitStack() as stack:
         processes = stack.enter_context(join())
-        if not parallel.agreed(processes, lambda: check_new(out)):
+        if not processes.agreed(lambda: check_new(out)):
             return
         trainer = parallel.open_learner(config, processes)
         if not processes.leads:
@@ -69,17 +70,16 @@ def resume(path: Path) -> None:
     """
     with ExitStack() as stack:
         processes = stack.enter_context(join())
-        found = parallel.reopened(path, processes, stack)
-        if found is None:
-            return
-        run, config, files = found
-        trainer = parallel.open_learner(config, processes)
-        runs.unpack(parallel.own_files(files, processes), trainer)
+        run = reopen_together(path, TrainConfig, parallel.COMMAND, processes, stack)
         if run is None:
+            return
+        trainer = parallel.open_learner(run.config, processes)
+        runs.unpack(run.files, trainer)
+        if run.folder is None:
             parallel.follow(trainer, processes)
             return
         run.folder.metrics.cut(trainer.progress.epoch)
-        _Session(config, run.config_yaml, run.folder, trainer, processes).run(resumed=True)
+        _Session(run.config, run.config_yaml, run.folder, trainer, processes).run(resumed=True)
 
 
 @dataclass
@@ -143,14 +143,15 @@ class _Session:
         view.update(epoch.epoch, _shown(epoch), last=self.trainer.done)
 
     def _save(self) -> None:
-        self.folder.checkpoints.save(self.trainer.steps, parallel.gather(self.trainer, self.config_yaml, self.processes))
+        files = self.processes.gathered_files(runs.pack(self.trainer, self.config_yaml))
+        self.folder.checkpoints.save(self.trainer.steps, files)
 
     def _interrupt(self, flag: InterruptFlag) -> NoReturn:
         self.folder.log(f"interrupted by {flag.name} after epoch {self.trainer.progress.epoch}")
         raise InterruptedRunError(self._resume_command())
 
     def _resume_command(self) -> str:
-        return parallel.resume_command(self.folder.path, self.processes.size)
+        return resume_command(*parallel.COMMAND, self.folder.path, self.processes.size)
 
     def _results(self, duration: float) -> dict[str, Any]:
         trainer, progress = self.trainer, self.trainer.progress

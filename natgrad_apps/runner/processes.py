@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import distributed
@@ -48,6 +50,59 @@ class Processes:
         boxes: list[Any] | None = [None] * self.size if self.leads else None
         distributed.gather_object(value, boxes, dst=0)
         return boxes or []
+
+    def agreed(self, check: Callable[[], object]) -> bool:
+        """Whether the leading process passed a check; its error is raised there, and the others are told."""
+        if not self.leads:
+            return self.told(False)
+        try:
+            check()
+        except BaseException:
+            self.told(False)
+            raise
+        return self.told(True)
+
+    def gathered_files(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The files of a checkpoint of the run, on the leading process: its own, and those of the others under names of their own.
+
+        Args:
+            files: This process's, by name; of the others, empty ones are left out.
+        """
+        everybody = self.gathered(dict(files))
+        others = {_name(rank, name): data for rank, own in enumerate(everybody) if rank > 0 for name, data in own.items() if data}
+        return {**files, **others}
+
+    def own_files(self, files: Mapping[str, bytes]) -> dict[str, bytes]:
+        """The part of such a checkpoint that belongs to this process."""
+        if self.leads:
+            return {name: data for name, data in files.items() if not name.startswith(_PREFIX)}
+        prefix = _name(self.rank, "")
+        return {name.removeprefix(prefix): data for name, data in files.items() if name.startswith(prefix)}
+
+
+def count_of(files: Mapping[str, bytes]) -> int:
+    """How many processes wrote a checkpoint."""
+    return 1 + len({name.removeprefix(_PREFIX).partition("_")[0] for name in files if name.startswith(_PREFIX)})
+
+
+def resume_command(program: str, module: str, path: Path, size: int) -> str:
+    """The command that continues a run.
+
+    Args:
+        program: Name of the console script.
+        module: The module that it runs, which ``torchrun`` needs.
+        path: The run folder.
+        size: Number of processes.
+    """
+    start = program if size == 1 else f"torchrun --nproc-per-node {size} -m {module}"
+    return f"{start} train --resume {shlex.quote(str(path))}"
+
+
+_PREFIX = "rank_"
+
+
+def _name(rank: int, name: str) -> str:
+    return f"{_PREFIX}{rank}_{name}"
 
 
 ALONE = Processes()

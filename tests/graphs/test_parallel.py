@@ -164,4 +164,3 @@ def test_what_cannot_be_shared_is_refused() -> None:
 
 def test_one_process_is_no_group() -> None:
     assert parallel.open_learner(task("links"), ALONE).ranks is None
-    assert parallel.resume_command(Path("a b"), 1) == "natgrad-graph train --resume 'a b'"

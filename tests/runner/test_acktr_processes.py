@@ -14,6 +14,7 @@ import pytest
 
 from natgrad_apps.agents import parallel
 from natgrad_apps.agents.cli import main
+from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, processes
 from natgrad_apps.runner.checkpoints import CheckpointStore
 from natgrad_apps.runner.processes import ALONE, Processes
@@ -37,7 +38,7 @@ def start(*words: str) -> list[subprocess.Popen[str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", parallel.MODULE, *words]
+    command = [sys.executable, "-m", parallel.COMMAND[1], *words]
     return [
         subprocess.Popen(command, env={**shared, "RANK": str(rank)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for rank in range(2)
@@ -99,7 +100,7 @@ def test_incomplete_variables_of_torchrun_are_named(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(processes.ConfigError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"), processes.join():
+    with pytest.raises(ConfigError, match="RANK, MASTER_ADDR, MASTER_PORT is not set"), processes.join():
         pass
 
 
@@ -111,7 +112,9 @@ def test_many_seeds_are_refused_under_torchrun(monkeypatch: pytest.MonkeyPatch, 
 
 def test_files_of_each_process_have_their_own_names() -> None:
     mine = {"run.zip": b"0", "config.yaml": b"c"}
-    assert parallel.gather(mine, ALONE) == mine
-    everything = {**mine, "rank_1_run.zip": b"1", "rank_10_run.zip": b"10"}
-    assert parallel.own_files(everything, Processes(1, 11)) == {"run.zip": b"1"}
-    assert parallel.own_files(everything, Processes(0, 11)) == everything
+    assert ALONE.gathered_files(mine) == mine
+    everything = {**mine, "rank_1_run.zip": b"1", "rank_1_agent.zip": b"a", "rank_10_run.zip": b"10"}
+    assert Processes(1, 11).own_files(everything) == {"run.zip": b"1", "agent.zip": b"a"}
+    assert Processes(0, 11).own_files(everything) == mine
+    assert (processes.count_of(mine), processes.count_of(everything)) == (1, 3)
+    assert processes.resume_command("natgrad-acktr", "m", Path("a b"), 1) == "natgrad-acktr train --resume 'a b'"
