@@ -21,7 +21,7 @@ from natgrad_apps.linalg.blocks import BlockDiagonal, sandwich
 from natgrad_apps.linalg.spd import cholesky_many
 
 FLIPS = 3
-"""Alternations of `precision_sum`; what is left to gain is less than a thousandth of a nat for each weight (tests/bayes/test_products.py)."""
+"""Alternations of `precision_sum`; what is left to gain is below a thousandth of a nat for each weight (tests/bayes/test_products.py)."""
 
 
 @singledispatch
