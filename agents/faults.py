@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 KEY = "natgrad_fault"
 """Key of ``info`` that holds what went wrong, and the traceback."""
@@ -124,6 +124,13 @@ class Faults(VecEnvWrapper):
                 raise EnvironmentFaultError(message) from (InsideError("\n" + details) if details else None)
         return result
 
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any) -> list[Any]:
+        """As below."""
+        try:
+            return self.venv.env_method(method_name, *method_args, indices=indices, **method_kwargs)
+        except (EOFError, ConnectionError) as error:
+            raise self._death(error) from error
+
     def _death(self, error: Exception) -> EnvironmentFaultError:
         base = self.venv.unwrapped
         dead = []
@@ -133,7 +140,7 @@ class Faults(VecEnvWrapper):
                 if process.exitcode is not None:
                     dead.append(f"copy {copy} ended with exit code {process.exitcode}")
         what = "; ".join(dead) or type(error).__name__
-        return EnvironmentFaultError(f"the process of an environment {self._name!r} died ({what}); what it printed may say why")
+        return EnvironmentFaultError(f"the process of an environment died: {self._name!r}, {what}; what it printed may say why")
 
 
 def _describe(error: Exception) -> str:

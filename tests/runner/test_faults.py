@@ -106,7 +106,7 @@ def test_faults_arrive_from_another_process(how: str) -> None:
     venv = make_training(EnvironmentConfig(f"tests.runner.test_faults:RunnerTestBreaking_{how}-v0", vectorization="subprocess"), 0.99, 0)
     try:
         venv.reset()
-        expected = MESSAGES.get(how, "died .*copy 0 ended with exit code 3").replace("'Runner", "'tests.runner.test_faults:Runner")
+        expected = MESSAGES.get(how, "died: .*copy 0 ended with exit code 3").replace("'Runner", "'tests.runner.test_faults:Runner")
         with pytest.raises(EnvironmentFaultError, match=expected):
             play(venv)
     finally:
