@@ -185,7 +185,13 @@ def test_rows_of_a_rollout_belong_together() -> None:
 
 def test_masks_pass_through_wrappers() -> None:
     env = VecFrameStack(VecNormalize(guarded()), 2)
-    ACKTR("MaskableMlpPolicy", env, **SMALL).learn(32)
+    model = ACKTR("MaskableMlpPolicy", env, **SMALL).learn(32)
+    assert model._context is not None
+    masks = model._context.masks
+    assert masks is not None
+    assert not masks.all()
+    actions = torch.as_tensor(model.rollout_buffer.actions).reshape(-1, 1).long()
+    assert masks.reshape(len(actions), -1).gather(1, actions).all()
 
 
 def test_training_goes_on_exactly(tmp_path: Path) -> None:
