@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor
 
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
-from natgrad_apps.errors import ConfigError, check_positive, unknown_name
+from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.optim import NaturalGradient
+from natgrad_apps.registry import record
 
 if TYPE_CHECKING:  # configurations are read without SB3
     from natgrad_apps.agents.heads import Change
@@ -54,15 +54,7 @@ class Backtracking:
         Raises:
             ConfigError: Another type, an unknown field, or a value that is not legal.
         """
-        if isinstance(spec, Backtracking):
-            return spec
-        if not isinstance(spec, Mapping):
-            raise ConfigError(f"backtracking must be Backtracking, a mapping of its fields or None; got {spec!r}")
-        legal = [f.name for f in dataclasses.fields(cls)]
-        for name in spec:
-            if name not in legal:
-                raise unknown_name("option of backtracking:", str(name), legal)
-        return cls(**spec)
+        return record(cls, spec, "backtracking")
 
     def factor(self, kl: Tensor, limit: float | None) -> Tensor:
         """What to multiply a step by that made `kl`: ``min(1, sqrt(limit / kl))``; a KL that is no number keeps the step."""

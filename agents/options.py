@@ -25,7 +25,7 @@ from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unk
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.refresh.base import Refresh
 from natgrad_apps.refresh.periodic import Periodic
-from natgrad_apps.registry import component_name
+from natgrad_apps.registry import component_name, record
 from natgrad_apps.statistics.fisher import Fisher
 from natgrad_apps.steps.base import StepRule
 from natgrad_apps.steps.kl_trust_region import KLTrustRegion
@@ -199,17 +199,7 @@ class NaturalGradientOptions:
         Raises:
             ConfigError: Another type, an unknown field, or a value that is not legal.
         """
-        if isinstance(spec, NaturalGradientOptions):
-            return spec
-        if spec is None:
-            return cls()
-        if not isinstance(spec, Mapping):
-            raise ConfigError(f"natural_gradient must be NaturalGradientOptions, a mapping of its fields or None; got {spec!r}")
-        legal = [f.name for f in dataclasses.fields(cls)]
-        for name in spec:
-            if name not in legal:
-                raise unknown_name("option of natural_gradient:", str(name), legal)
-        return cls(**spec)
+        return record(cls, {} if spec is None else spec, "natural_gradient")
 
     def seeded_fisher(self, seed: int | None) -> Fisher:
         """The Fisher estimate; it draws with `seed` unless it was given with one."""

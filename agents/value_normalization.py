@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
+from natgrad_apps.errors import ConfigError, check_fraction, check_positive
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.ranks import Ranks
+from natgrad_apps.registry import record
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,7 @@ class PopArt:
         Raises:
             ConfigError: Another type, an unknown field, or a value that is not legal.
         """
-        if isinstance(spec, PopArt):
-            return spec
-        if not isinstance(spec, Mapping):
-            raise ConfigError(f"value_normalization must be PopArt, a mapping of its fields or None; got {spec!r}")
-        legal = [f.name for f in dataclasses.fields(cls)]
-        for name in spec:
-            if name not in legal:
-                raise unknown_name("option of value_normalization:", str(name), legal)
-        return cls(**spec)
+        return record(cls, spec, "value_normalization")
 
 
 class NormalizedValue(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -38,6 +39,28 @@ def _classes(package: ModuleType) -> tuple[type, ...]:
 def available(package: ModuleType, base: type[T]) -> dict[str, type[T]]:
     """Concrete subclasses of `base` defined in the modules of `package`, by name."""
     return {component_name(cls): cls for cls in _classes(package) if issubclass(cls, base)}
+
+
+def record(cls: type[T], spec: object, kind: str) -> T:
+    """An options record from itself or a mapping of some of its fields.
+
+    Args:
+        cls: A dataclass.
+        spec: One of its objects (returned as it is), or a mapping.
+        kind: What it is the value of, for the error messages.
+
+    Raises:
+        ConfigError: Another type, an unknown field, or a value that is not legal.
+    """
+    if isinstance(spec, cls):
+        return spec
+    if not isinstance(spec, Mapping):
+        raise ConfigError(f"{kind} must be {cls.__name__}, a mapping of its fields or None; got {spec!r}")
+    legal = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    for name in spec:
+        if name not in legal:
+            raise unknown_name(f"option of {kind}:", str(name), legal)
+    return cls(**spec)
 
 
 def build(package: ModuleType, base: type[T], spec: object, kind: str) -> T:
