@@ -15,6 +15,7 @@ from torch.distributions import Independent, constraints, register_kl
 from torch.distributions import Normal as TorchNormal
 
 from natgrad_apps.bayes.distributions import KroneckerNormal, LowRankNormal, Normal
+from natgrad_apps.bayes.distributions.products import trace_of_product
 from natgrad_apps.bayes.tasks import RegressionTask
 from natgrad_apps.bayes.variational import Variational
 from natgrad_apps.errors import ConfigError, ShapeError
@@ -131,44 +132,28 @@ def _kl_to_independent(q: StructuredNormal, p: Independent[Any]) -> Tensor:
 
 @_register(StructuredNormal, StructuredNormal)
 def _kl_between(q: StructuredNormal, p: StructuredNormal) -> Tensor:
-    """``1/2 [tr(P_p Sigma_q) + d^T P_p d - n + log det P_q - log det P_p]``; the trace from ``R^T P_p R``, ``R`` a root: ``n`` products."""
+    """``1/2 [tr(P_p Sigma_q) + d^T P_p d - n + log det P_q - log det P_p]``."""
     if q.event_shape != p.event_shape:
         raise NotImplementedError(f"KL between shapes {tuple(q.event_shape)} and {tuple(p.event_shape)}")
-    eye = torch.eye(q.normal.size, dtype=q.loc.dtype, device=q.loc.device).reshape(q.normal.size, *q.event_shape)
-    roots = q.normal.root(eye)
-    trace = (roots * p.normal.multiply_precision(roots)).sum()
     deviation = q.loc - p.loc
     quadratic = (deviation * p.normal.multiply_precision(deviation)).sum()
-    return (trace + quadratic - q.normal.size + q.normal.logdet_precision() - p.normal.logdet_precision()) / 2
+    return (_trace(q, p) + quadratic - q.normal.size + q.normal.logdet_precision() - p.normal.logdet_precision()) / 2
 
 
-@_register(PrecisionLowRankNormal, PrecisionLowRankNormal)
-def _kl_low_rank(q: PrecisionLowRankNormal, p: PrecisionLowRankNormal) -> Tensor:
-    """As in general, with ``tr(P_p Sigma_q) = d_p . var_q + tr(U_p^T Sigma_q U_p)``: cost ``n L^2``."""
-    assert isinstance(p.normal, LowRankNormal)
-    if q.event_shape != p.event_shape:
-        raise NotImplementedError(f"KL between shapes {tuple(q.event_shape)} and {tuple(p.event_shape)}")
-    rows = p.normal.factor.mT
-    trace = (p.normal.diagonal * q.variance).sum() + (rows * q.normal.multiply_covariance(rows)).sum()
-    deviation = q.loc - p.loc
-    quadratic = (deviation * p.normal.multiply_precision(deviation)).sum()
-    return (trace + quadratic - q.normal.size + q.normal.logdet_precision() - p.normal.logdet_precision()) / 2
+def _trace(q: StructuredNormal, p: StructuredNormal) -> Tensor:
+    """``tr(P_p Sigma_q)``: closed for matrix normals; ``d_p . var_q + tr(U_p^T Sigma_q U_p)`` of two with low rank, cost ``n L^2``.
 
-
-@_register(MatrixNormal, MatrixNormal)
-def _kl_matrix(q: MatrixNormal, p: MatrixNormal) -> Tensor:
-    """As in general, with ``tr(P_p Sigma_q) = c_q/c_p |L_q^-1 L_p|^2 |R_q^-1 R_p|^2`` (Frobenius norms): cost ``r^3 + c^3``."""
-    assert isinstance(q.normal, KroneckerNormal)
-    assert isinstance(p.normal, KroneckerNormal)
-    if q.event_shape != p.event_shape:
-        raise NotImplementedError(f"KL between shapes {tuple(q.event_shape)} and {tuple(p.event_shape)}")
-    pairs = ((q.normal.left[0], p.normal.left[0]), (q.normal.right[0], p.normal.right[0]))
-    norms = [torch.linalg.solve_triangular(own, other, upper=False).square().sum() for own, other in pairs]
-    trace: Tensor = q.normal.scale / p.normal.scale * norms[0] * norms[1]
-    deviation = q.loc - p.loc
-    quadratic = (deviation * p.normal.multiply_precision(deviation)).sum()
-    total: Tensor = (trace + quadratic - q.normal.size + q.normal.logdet_precision() - p.normal.logdet_precision()) / 2
-    return total
+    Else ``tr(R^T P_p R)`` with a root ``R`` of the covariance: ``n`` products.
+    """
+    own, prior = q.normal, p.normal
+    if isinstance(q, MatrixNormal) and isinstance(p, MatrixNormal):
+        return trace_of_product(prior, own)
+    if isinstance(own, LowRankNormal) and isinstance(prior, LowRankNormal):
+        rows = prior.factor.mT
+        return (prior.diagonal * q.variance).sum() + (rows * own.multiply_covariance(rows)).sum()
+    eye = torch.eye(own.size, dtype=q.loc.dtype, device=q.loc.device).reshape(own.size, *own.shape)
+    roots = own.root(eye)
+    return (roots * prior.multiply_precision(roots)).sum()
 
 
 def pyro_model(vi: Variational) -> Callable[..., Tensor]:
