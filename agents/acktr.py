@@ -164,6 +164,11 @@ class ACKTR(OnPolicyAlgorithm):
         self._context = collect(self, env, callback, rollout_buffer, n_rollout_steps)
         return self._context is not None
 
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        """As in SB3, but 0 in a last rollout that passes the end, where a falling schedule would make the rate negative."""
+        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
+
     def train(self) -> None:
         """One natural-gradient update on the current rollout."""
         with given(self.policy, self._context or EMPTY):

@@ -1,4 +1,4 @@
-"""What `bayes_cost.py` measures: three networks on digits, and the optimizers and posteriors that train them."""
+"""What `bayes_cost.py` measures: two networks on digits, and the optimizers and posteriors that train them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,11 @@ def workload(name: str, setting: Setting, batch_size: int) -> Workload:
     """A network with minibatches of digits.
 
     Args:
-        name: ``mlp`` (784-400-400-10), ``cnn`` (two strided convolutions and two linear layers, 80 202 weights) or ``large`` (digits
-            enlarged to 32 x 32, six convolutions and three linear layers, 10.7 million weights).
+        name: ``mlp`` (784-400-400-10) or ``cnn`` (two strided convolutions and two linear layers, 80 202 weights).
         setting: Device and dtype.
         batch_size: Examples.
     """
-    builders: Mapping[str, Callable[[], nn.Sequential]] = {"mlp": _mlp, "cnn": _cnn, "large": large_network}
+    builders: Mapping[str, Callable[[], nn.Sequential]] = {"mlp": _mlp, "cnn": _cnn}
 
     def build() -> nn.Sequential:
         torch.manual_seed(0)
@@ -67,17 +66,6 @@ def _cnn() -> nn.Sequential:
     head = [nn.Flatten(), nn.Linear(512, 128), nn.ReLU(), nn.Linear(128, 10)]
     convolutions = [nn.Conv2d(1, 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 5, stride=2), nn.ReLU()]
     return nn.Sequential(nn.Unflatten(1, (1, 28, 28)), *convolutions, *head)
-
-
-def large_network() -> nn.Sequential:
-    """Six convolutions and three linear layers, 10.7 million weights."""
-    modules: list[nn.Module] = [nn.Unflatten(1, (1, 28, 28)), nn.Upsample(size=(32, 32))]
-    channels = 1
-    for width in (64, 128, 256, 384, 512, 512):
-        modules += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
-        modules += [nn.MaxPool2d(2)] if width != 384 else []
-        channels = width
-    return nn.Sequential(*modules, nn.Flatten(), nn.Linear(512, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10))
 
 
 class Adam:
@@ -141,13 +129,12 @@ class Bayes:
     Args:
         made: The workload.
         method: How the posterior is found.
-        temperature: Weight of the KL divergence.
     """
 
-    def __init__(self, made: Workload, method: Method, temperature: float = 1.0) -> None:
+    def __init__(self, made: Workload, method: Method) -> None:
         self._stream = made.stream()
         self.model = made.model()
-        self.inference = Variational(self.model, method=method, task=Classification(), num_data=NUM_DATA, temperature=temperature)
+        self.inference = Variational(self.model, method=method, task=Classification(), num_data=NUM_DATA)
 
     def step(self) -> Tensor:
         """One step."""

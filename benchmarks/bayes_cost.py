@@ -1,7 +1,7 @@
 """Cost of a step of variational inference, as a ratio to the optimizer that it extends, in one run.
 
     python benchmarks/bayes_cost.py             # both networks, two minutes on a free core
-    python benchmarks/bayes_cost.py --full      # more blocks, peak memory, and a CNN of 10.7 million weights
+    python benchmarks/bayes_cost.py --full      # more blocks, and peak memory
 
 Noisy K-FAC and noisy EKFAC are compared with the core's K-FAC and EKFAC with the same periods (F/I: steps between statistics and between
 factorizations), the others with `torch.optim.Adam` in its default form. Networks: 784-400-400-10 ("mlp"), and two strided convolutions with
@@ -19,11 +19,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shlex
 import statistics
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -34,18 +32,16 @@ if __name__ == "__main__" and not __package__:
 
 import torch
 
-from benchmarks._bayes_contenders import BASELINES, Bayes, Row, rows, workload
+from benchmarks._bayes_contenders import BASELINES, Row, rows, workload
 from benchmarks._memory import measure_here, measure_in_child, print_as_child
 from benchmarks._models import Setting, Workload
 from benchmarks._timing import ROOT, Samples, environment, interleave
-from natgrad_apps import KLClip
-from natgrad_apps.bayes import NoisyKFAC
+from benchmarks.bayes_uci import write_block
 
 DOCUMENT = ROOT / "docs" / "bayes-methods.md"
 BEGIN, END = "<!-- results of bayes_cost.py: begin -->", "<!-- results of bayes_cost.py: end -->"
 HEADER = "| network | step | over | ratio | range | bar | ms | peak memory, MiB | loss |\n|---|---|---|---|---|---|---|---|---|"
 BATCH_SIZE = 128
-LARGE_BATCH, LARGE_STEPS = 32, 24
 MEMORY_ROWS = ("Adam", "Vadam", "SLANG, L = 8, period 10, subsample 4", "K-FAC 1/10", "noisy K-FAC 1/10", "EKFAC 1/10", "noisy EKFAC 1/10")
 Record = dict[str, Any]
 
@@ -92,31 +88,7 @@ def _record(made: Workload, row: Row, samples: Samples, first: float, last: floa
     }
 
 
-def measure_large(setting: Setting, steps: int) -> Record:
-    """Train the network of 10.7 million weights with noisy K-FAC in this process: time, loss and the process's peak memory.
-
-    Args:
-        setting: Device.
-        steps: Number of steps.
-    """
-    made = workload("large", setting, LARGE_BATCH)
-    method = NoisyKFAC(lr=0.05, damping=0.1, initial_batches=0, step=KLClip(0.01))
-    contender = Bayes(made, method, temperature=0.01)
-    first, start = made.mean_loss(contender.model), time.perf_counter()
-    for _ in range(steps):
-        contender.step()
-    return {
-        "weights": sum(p.numel() for p in contender.model.parameters()),
-        "batch": LARGE_BATCH,
-        "steps": steps,
-        "seconds_per_step": (time.perf_counter() - start) / steps,
-        "loss": (first, made.mean_loss(contender.model)),
-        "peak_rss_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "peak_cuda_gib": torch.cuda.max_memory_allocated() / 2**30 if setting.device == "cuda" else None,
-    }
-
-
-def table(records: Sequence[Record], large: Record | None) -> str:
+def table(records: Sequence[Record]) -> str:
     """Markdown."""
     lines = [HEADER]
     for r in records:
@@ -126,39 +98,17 @@ def table(records: Sequence[Record], large: Record | None) -> str:
         loss = f"{r['loss'][0]:.2f} -> {r['loss'][1]:.3f}"
         cells = [r["network"], r["step"], r["over"], f"{r['ratio']:.2f}", spread, bar, f"{r['ms']:.1f}", memory, loss]
         lines.append(f"| {' | '.join(cells)} |")
-    if large is not None:
-        where = f"{large['peak_rss_gib']:.1f} GiB peak of the whole process"
-        where += f", {large['peak_cuda_gib']:.1f} GiB on the device" if large["peak_cuda_gib"] else ""
-        lines += [
-            "",
-            f"Noisy K-FAC 1/10 on a network of {large['weights'] / 1e6:.1f} million weights, minibatches of {large['batch']}: {where} "
-            f"(bar 24), {large['seconds_per_step']:.1f} s a step; loss {large['loss'][0]:.4f} -> {large['loss'][1]:.4f} in "
-            f"{large['steps']} steps.",
-        ]
     return "\n".join(lines)
-
-
-def write_block(text: str, document: Path = DOCUMENT) -> None:
-    """Replace the results block of the page.
-
-    Args:
-        text: The new block.
-        document: The page.
-    """
-    before, rest = document.read_text(encoding="utf-8").split(BEGIN)
-    document.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", encoding="utf-8")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="15 blocks, peak memory, and the large network")
+    parser.add_argument("--full", action="store_true", help="15 blocks, and peak memory")
     parser.add_argument("--memory", action="store_true", help="peak memory of the main rows")
-    parser.add_argument("--large", action="store_true", help="the large network too")
     parser.add_argument("--rounds", type=int, help="blocks of each row (default: 5, or 15 with --full)")
     parser.add_argument("--networks", nargs="*", default=["mlp", "cnn"], help="mlp, cnn, both (default) or none")
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in rows()], help="only these")
     parser.add_argument("--batch_size", type=int, default=BATCH_SIZE)
-    parser.add_argument("--large_steps", type=int, default=LARGE_STEPS, help="steps of the large network")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="write all numbers to this JSON file")
@@ -190,16 +140,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         for record in (r for r in records if r["step"] in MEMORY_ROWS):
             command = [*shared, "--networks", record["network"], "--memory-child", record["step"]]
             record["memory"] = measure_in_child(command, "benchmarks.bayes_cost").peak
-    large = measure_large(setting, options.large_steps) if options.full or options.large else None
     setup = {**environment(("torch", "numpy", "natgrad-apps")), **asdict(setting), "batch": options.batch_size, "seed": 0}
     described = ", ".join(f"{key} {value}" for key, value in setup.items())
     kept = [w for i, w in enumerate(given) if w not in ("--out", "--write") and (i == 0 or given[i - 1] != "--out")]
-    text = f"command: `{' '.join(['python benchmarks/bayes_cost.py', shlex.join(kept)]).rstrip()}`   {described}\n\n{table(records, large)}"
+    text = f"command: `{' '.join(['python benchmarks/bayes_cost.py', shlex.join(kept)]).rstrip()}`   {described}\n\n{table(records)}"
     print(text)
     if options.out:
-        options.out.write_text(json.dumps({"environment": setup, "rows": records, "large": large}, indent=1), encoding="utf-8")
+        options.out.write_text(json.dumps({"environment": setup, "rows": records}, indent=1), encoding="utf-8")
     if options.write:
-        write_block(text)
+        write_block(text, document=DOCUMENT, marks=(BEGIN, END))
 
 
 if __name__ == "__main__":

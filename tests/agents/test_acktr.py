@@ -141,6 +141,11 @@ def test_learning_rate_schedule_reaches_the_optimizer() -> None:
     assert [row["train/learning_rate"] for row in rows] == pytest.approx([0.375, 0.25, 0.125, 0.0])
 
 
+def test_learning_rate_is_never_negative_in_a_rollout_that_passes_the_end() -> None:
+    model = ACKTR("MlpPolicy", discrete(), learning_rate=lambda remaining: 0.5 * remaining, **SMALL)
+    assert [row["train/learning_rate"] for row in record(model, 40)] == pytest.approx([0.3, 0.1, 0.0])
+
+
 def test_gradient_bound_is_optional() -> None:
     free, bounded = (
         ACKTR("MlpPolicy", discrete(), max_grad_norm=bound, natural_gradient={"step": "plain"}, **SMALL) for bound in (None, 1e-4)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from benchmarks import bayes_cost
-from benchmarks._bayes_contenders import BASELINES, Adam, Bayes, Row, large_network, rows, workload
+from benchmarks._bayes_contenders import BASELINES, Adam, Bayes, Row, rows, workload
 from benchmarks._models import Setting
 
 
@@ -34,36 +32,16 @@ def test_contenders_train(row: Row) -> None:
     assert isinstance(contender, Bayes) == (not row.name.startswith("Adam"))
 
 
-def test_the_network_of_ten_million_weights() -> None:
-    with torch.device("meta"):
-        model = large_network()
-    assert sum(p.numel() for p in model.parameters()) == 10_652_042
-
-
-def test_the_table_says_what_was_met_and_the_page_takes_it(tmp_path: Path) -> None:
+def test_the_table_says_what_was_met() -> None:
     made = workload("cnn", Setting(), 4)
     chosen = [row for row in rows() if row.name == "Vadam"]
     records = bayes_cost.time_workload(made, chosen, 1)
     assert [record["step"] for record in records] == ["Adam", "Vadam"]
     assert records[1]["ratio"] > 0
     records[1] |= {"ratio": 1.25, "low": 1.2, "high": 1.3, "memory": 3 * 2**20}
-    large = {
-        "weights": 10**7,
-        "batch": 2,
-        "steps": 3,
-        "seconds_per_step": 1.5,
-        "loss": (2.3, 1.1),
-        "peak_rss_gib": 5.0,
-        "peak_cuda_gib": None,
-    }
-    text = bayes_cost.table(records, large)
+    text = bayes_cost.table(records)
     assert "| cnn | Vadam | Adam | 1.25 | 1.20-1.30 | 1.2 missed |" in text
     assert "| 3 | " in text
-    assert "5.0 GiB peak of the whole process (bar 24), 1.5 s a step; loss 2.3000 -> 1.1000 in 3 steps." in text
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{bayes_cost.BEGIN}\nold\n{bayes_cost.END}\nafter\n")
-    bayes_cost.write_block(text, page)
-    assert page.read_text() == f"before\n{bayes_cost.BEGIN}\n{text}\n{bayes_cost.END}\nafter\n"
 
 
 def test_the_lower_bound_draws_as_many_numbers_as_there_are_weights() -> None:
