@@ -15,12 +15,15 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 from torch import Tensor, nn
 
+from natgrad_apps import KLTrustRegion
 from natgrad_apps.bayes import VOGN, NoisyAdam, Prior, Regression, Vadam, Variational
 from natgrad_apps.bayes.data import Scaling, load_uci
 from natgrad_apps.bayes.methods.base import Method
 
 NOISE_STD, HIDDEN, SAMPLES = 0.3, 50, 2
 FIRST_STD = 0.05
+RADIUS = 0.01
+"""Largest KL divergence of a step of noisy Adam, in nats a term; its steps are bounded as in the runner."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,7 @@ def build(name: str, data: Data, lr: float, seed: int) -> Ours | Backprop:
     first = (FIRST_STD**-2 - 1) / len(data.x)
     methods: Mapping[str, Callable[[], Method]] = {
         "vadam": lambda: Vadam(lr, betas=(0.9, 0.99), initial_curvature=first),
-        "vogn": lambda: VOGN(lr, decay=0.99, damping=1e-3, initial_curvature=first),
-        "noisy_adam": lambda: NoisyAdam(lr, decay=0.99, damping=1e-3, initial_curvature=first),
+        "vogn": lambda: VOGN(lr, decay=0.9, damping=1e-3, initial_curvature=first),
+        "noisy_adam": lambda: NoisyAdam(lr, decay=0.99, damping=1e-3, initial_curvature=first, step=KLTrustRegion(RADIUS)),
     }
     return Ours(data, methods[name](), seed)
