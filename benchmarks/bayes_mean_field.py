@@ -6,9 +6,10 @@
 
 One model for all: a hidden layer of 50 ReLU units, standard normal prior, noise of standard deviation 0.3 on standardized targets (fixed,
 so that every method has the same ELBO), batches of 32, two weight samples a step, the same number of steps, learning rates that fall to 0
-along a cosine; noisy Adam's steps are bounded by a KL divergence, as in the runner. Bayes by backprop is Pyro's: `AutoDiagonalNormal` under `Trace_ELBO` and `AutoNormal` under `TraceMeanField_ELBO` (KL in
-closed form), Adam, two particles. Every method begins at the same weights, with a standard deviation of 0.05. Learning rates (`RATES`, from
-`GRIDS`), VOGN's decay and noisy Adam's bound were chosen by the ELBO of the training rows of splits 15 and 16.
+along a cosine; noisy Adam's steps are bounded by a KL divergence, as in the runner. Bayes by backprop is Pyro's: `AutoDiagonalNormal` under
+`Trace_ELBO` and `AutoNormal` under `TraceMeanField_ELBO` (KL in closed form), Adam, two particles. Every method begins at the same weights,
+with a standard deviation of 0.05. Learning rates (`RATES`, from `GRIDS`), VOGN's decay and noisy Adam's bound were chosen by the ELBO of
+the training rows of splits 15 and 16.
 
 The negative ELBO is measured outside the clock, at twenty points of the run: the closed-form KL plus the mean over 50 weight samples of the
 negative log-likelihood of all training rows. "Time to equal ELBO" is the process CPU time until a method is at the negative ELBO (within
