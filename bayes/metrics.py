@@ -144,7 +144,7 @@ def reliability(probabilities: Tensor, y: Tensor, bins: int = BINS) -> tuple[Ten
     """
     _same(probabilities[:, 0], y)
     confidence, found = probabilities.double().max(1)
-    index = ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
+    index = _bin(confidence, bins)
     count = torch.bincount(index, minlength=bins).double()
     total = torch.bincount(index, weights=confidence, minlength=bins)
     right = torch.bincount(index, weights=(found == y).double(), minlength=bins)
@@ -161,6 +161,30 @@ def calibration_error(probabilities: Tensor, y: Tensor, bins: int = BINS) -> flo
     """
     count, confidence, right = reliability(probabilities, y, bins)
     return float((count * (confidence - right).abs()).sum() / count.sum())
+
+
+def calibration_floor(probabilities: Tensor, bins: int = BINS, draws: int = 1000, seed: int = 0) -> float:
+    """Expected `calibration_error` of these predictions if they were perfectly calibrated: what a finite set of points leaves.
+
+    Each point is right with the probability of its confidence; the mean over simulated outcomes. A calibration error at this height shows
+    no miscalibration, and of two calibrated predictors the less confident one has the higher floor.
+
+    Args:
+        probabilities: ``[N, C]``.
+        bins: Number of bins of equal width.
+        draws: Simulated outcomes.
+        seed: Of the simulation.
+    """
+    confidence, found = probabilities.double().max(1)
+    _same(confidence, found)
+    member = torch.nn.functional.one_hot(_bin(confidence, bins), bins).double()
+    generator = torch.Generator(device=confidence.device).manual_seed(seed)
+    right = torch.rand(draws, len(confidence), dtype=torch.float64, device=confidence.device, generator=generator) < confidence
+    return float((right.double() @ member - confidence @ member).abs().sum(1).mean() / len(confidence))
+
+
+def _bin(confidence: Tensor, bins: int) -> Tensor:
+    return ((confidence * bins).ceil().long() - 1).clamp(0, bins - 1)
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:

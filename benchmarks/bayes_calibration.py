@@ -9,10 +9,11 @@ images of ``$NATGRAD_DATA/mnist-10k``, rows 0-7,999 train and 8,000-9,999 test. 
 ``1/N`` is a prior precision of 1. Noisy K-FAC has temperature 1, and 0.2 in the column ``noisy_kfac_cold``. Settings were chosen with
 ``--validation`` (a fifth of the training rows tests) at other seeds than those reported.
 
-Prints mean and standard error over seeds of accuracy, NLL (nats), ECE (15 bins of equal width) and Brier score of the test images; AUROC
-and FPR95 by predictive entropy of images turned by a quarter, of uniform noise and, for mnist, of USPS threes and fives (shifted: known
-classes from another source). Results are kept in ``--out`` seed by seed, and a run goes on from there. ``--write`` puts the tables into
-docs/bayes.md.
+Prints mean and standard error over seeds of accuracy, NLL (nats), ECE (15 bins of equal width), the ECE that predictions with these
+confidences would have if they were perfectly calibrated (what the number of test images leaves), mean confidence minus accuracy (negative:
+underconfident) and Brier score of the test images; AUROC and FPR95 by predictive entropy of images turned by a quarter, of uniform noise
+and, for mnist, of USPS threes and fives (shifted: known classes from another source). Results are kept in ``--out`` seed by seed, and a run
+goes on from there. ``--write`` puts the tables into docs/bayes.md.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from benchmarks._digits import Images, load_digits, load_mnist
 from benchmarks.bayes_uci import write_block
 from natgrad_apps import KFAC, FactoredTikhonov, KLTrustRegion, NaturalGradient
 from natgrad_apps.bayes import Classification, NoisyKFAC, Prior, Variational, WarmUp
-from natgrad_apps.bayes.metrics import accuracy, auroc, brier, calibration_error, fpr95
+from natgrad_apps.bayes.metrics import accuracy, auroc, brier, calibration_error, calibration_floor, fpr95
 from natgrad_apps.bayes.prediction import ClassificationPrediction, predict
 from natgrad_apps.bayes.uci import summary
 from natgrad_apps.likelihoods import Categorical
@@ -183,14 +184,15 @@ METHODS: dict[str, Callable[[Images, int, int], Predictor]] = {
 
 
 def quality(p: Tensor, y: Tensor) -> Row:
-    """Accuracy and ECE in percent, NLL in nats, Brier score.
+    """Accuracy, ECE, its floor, and mean confidence minus accuracy in percent; NLL in nats; Brier score.
 
     Args:
         p: Probabilities ``[N, C]``.
         y: Classes ``[N]``.
     """
     nll = float(F.nll_loss(p.log(), y))
-    return {"accuracy": 100 * accuracy(p, y), "nll": nll, "ece": 100 * calibration_error(p, y), "brier": brier(p, y)}
+    ece, floor, gap = calibration_error(p, y), calibration_floor(p), float(p.amax(1).mean()) - accuracy(p, y)
+    return {"accuracy": 100 * accuracy(p, y), "nll": nll, "ece": 100 * ece, "floor": 100 * floor, "gap": 100 * gap, "brier": brier(p, y)}
 
 
 def run(setup: Setup, method: str, seed: int, validation: bool) -> tuple[Row, dict[str, ClassificationPrediction]]:
@@ -247,6 +249,7 @@ def tables(results: dict[str, Row]) -> str:
 
 def _label(key: str) -> str:
     names = {"accuracy": "accuracy, %", "nll": "NLL, nats", "ece": "ECE, %", "brier": "Brier", "auroc": "AUROC", "fpr95": "FPR95, %"}
+    names |= {"floor": "ECE if it were calibrated, %", "gap": "mean confidence minus accuracy, %"}
     return " ".join(names.get(word, word) for word in key.replace("_", " ").split())
 
 

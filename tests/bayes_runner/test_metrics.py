@@ -73,6 +73,16 @@ def test_brier_accuracy_by_hand() -> None:
     assert metrics.accuracy(p, y) == 0.5
 
 
+def test_calibration_floor_is_the_mean_deviation_of_a_binomial() -> None:
+    """Ten points of confidence 0.7 share a bin: the error is ``|K / 10 - 0.7|`` with ``K`` binomial."""
+    p = torch.tensor([[0.7, 0.3]] * 10)
+    chances = [math.comb(10, k) * 0.7**k * 0.3 ** (10 - k) for k in range(11)]
+    expected = sum(c * abs(k / 10 - 0.7) for k, c in enumerate(chances))
+    # |K / 10 - 0.7| deviates by less than sqrt(0.7 * 0.3 / 10) = 0.145; 20,000 draws: 0.001, of which five
+    assert metrics.calibration_floor(p, draws=20_000) == pytest.approx(expected, abs=0.005)
+    assert metrics.calibration_floor(torch.eye(2)[[0, 1, 1]]) == 0.0  # sure predictions that are calibrated are never wrong
+
+
 def test_calibration_error_by_hand() -> None:
     # Bins of width 1/5. Confidences 0.65 and 0.75 share (0.6, 0.8]: mean 0.7, accuracy 1/2. 0.8 is the closed end of that bin too.
     p = T([[0.65, 0.35], [0.25, 0.75], [0.95, 0.05], [0.8, 0.2]])
