@@ -52,7 +52,7 @@ def test_where_every_unit_is_on_the_curvature_is_the_gauss_newton_matrix() -> No
     q = Gaussian((first, second), (1e-3 / curvature[0], 1e-3 / curvature[1]))
     found = curvatures(q, x, y, samples=1000)
     for exact, gauss_newton in zip(found[EXACT], found["noisy Adam"], strict=True):
-        # A term of Stein's lemma is sum_k H_jk e_k e_j / sigma_j^2: in these scales a relative deviation of about the root of the 13 weights.
+        # A term of Stein's lemma is sum_k H_jk e_k e_j / sigma_j^2, deviating by about the root of the 13 weights in these scales.
         # Both signs have the same. 1,000 pairs: 3.6 / 32 = 0.11, four of which are allowed.
         torch.testing.assert_close(exact, gauss_newton, rtol=0.45, atol=0.0)
 
