@@ -12,6 +12,7 @@ from natgrad_apps.bayes.methods.von import VON
 from natgrad_apps.bayes.partial import Partial, PointEstimate, last_layer, start_from
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.prior import Prior
+from natgrad_apps.bayes.sampling import Samples
 from natgrad_apps.bayes.tasks import Classification, Regression
 from natgrad_apps.bayes.variational import DataSize, StepInfo, Variational
 from natgrad_apps.bayes.warm_up import WarmUp
@@ -32,6 +33,7 @@ __all__ = [
     "Posterior",
     "Prior",
     "Regression",
+    "Samples",
     "StepInfo",
     "Vadam",
     "Variational",

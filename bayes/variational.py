@@ -17,6 +17,7 @@ from natgrad_apps.bayes.partial import Partial, Points
 from natgrad_apps.bayes.posterior import Posterior
 from natgrad_apps.bayes.previous import PreviousPosterior
 from natgrad_apps.bayes.prior import LayerPrior, Prior, WeightPrior, layers_of
+from natgrad_apps.bayes.sampling import Draws, Samples
 from natgrad_apps.bayes.tasks import Classification, Regression
 from natgrad_apps.bayes.warm_up import WarmUp
 from natgrad_apps.bayes.weights import Weights, buffers_kept
@@ -59,8 +60,8 @@ class StepInfo:
 class Variational:
     """Fits a normal distribution over the weights of a model.
 
-    The model holds the posterior mean between calls. Every `step` draws `num_samples` weights (in antithetic pairs: the second, fourth, ...
-    mirrors the one before it at the mean), makes the forward and backward passes there, and updates mean, covariance, prior and noise.
+    The model holds the posterior mean between calls. Every `step` draws `num_samples` weights (in antithetic pairs, see `Samples`), makes
+    the forward and backward passes there, and updates mean, covariance, prior and noise.
 
     Normalization layers: gains and shifts are weights like others; with the methods on the core they have a diagonal posterior. Running
     statistics of batch normalization are updated by the forward passes of `step` in training mode, so they average over the posterior, as
@@ -74,7 +75,7 @@ class Variational:
         num_data: Number of likelihood terms (rows, for one term a row) of the whole training set, or a `DataSize`.
         prior: Of the weights: isotropic by layer, or the posterior of an earlier training (copied), whose family must go with the method.
         temperature: Weight of the KL divergence, 1 is Bayes; or a `WarmUp` to it.
-        num_samples: Weight samples a step.
+        num_samples: Weight samples a step, or `Samples`.
         seed: Of all randomness in here. The global generators are never touched (but a model's own dropout uses them).
 
     Attributes:
@@ -96,7 +97,7 @@ class Variational:
         num_data: int | DataSize,
         prior: Prior | Posterior | None = None,
         temperature: float | WarmUp = 1.0,
-        num_samples: int = 1,
+        num_samples: int | Samples = 1,
         seed: int = 0,
     ) -> None:
         for name, value, kind in (("method", method, Method), ("task", task, (Regression, Classification))):
@@ -105,14 +106,14 @@ class Variational:
                     f"{name} must be an object such as {'NoisyKFAC()' if name == 'method' else 'Regression()'}, got {value!r}"
                 )
         size = num_data if isinstance(num_data, DataSize) else DataSize(num_data)
-        for name, count in (("num_data", size.rows), ("num_samples", num_samples)):
-            check_count(name, count)
+        check_count("num_data", size.rows)
+        samples = num_samples if isinstance(num_samples, Samples) else Samples(num_samples)
         check_positive("augmentation", size.augmentation)
         self._warm_up = temperature if isinstance(temperature, WarmUp) else WarmUp(end=temperature)
         temperature = self._warm_up.end
         self.method = method
         self._augmentation = size.augmentation
-        self.num_data, self.temperature, self.num_samples = size.rows * size.augmentation, temperature, num_samples
+        self.num_data, self.temperature, self.num_samples = size.rows * size.augmentation, temperature, samples.count
         self._points = Points(model) if isinstance(model, Partial) else None
         model = model.model if isinstance(model, Partial) else model
         self.model = model
@@ -133,6 +134,7 @@ class Variational:
         self._first_lr = self._learner.lr
         self._generator = torch.Generator(device=like.device)
         self._generator.manual_seed(seed)
+        self._draws = Draws(samples)
 
     @property
     def posterior(self) -> Posterior:
@@ -197,12 +199,10 @@ class Variational:
         temperature = self._problem.temperature = self._warm_up.at(self.steps)
         kl = self.prior.divergence(self.posterior)
         outcomes: list[Outcome] = []
-        before = self._generator.get_state()
+        before, kept = self._generator.get_state(), self._draws.kept
         try:
-            noise: dict[str, Tensor] = {}
             for k in range(self.num_samples):
-                noise = {n: v.neg_() for n, v in noise.items()} if k % 2 else self.posterior.noise(self._generator)
-                with self._weights.hold(self._at(noise, last=k + 1 == self.num_samples)), torch.enable_grad():
+                with self._weights.hold(self._draws.weights(self.posterior, k, self._generator)), torch.enable_grad():
                     found = []
                     for part in parts:
                         found.append(self._learner.gather(part))
@@ -213,6 +213,7 @@ class Variational:
         except BaseException:
             self._discard()
             self._generator.set_state(before)
+            self._draws.kept = kept
             raise
         taken = self._take_step()
         if taken:
@@ -222,11 +223,6 @@ class Variational:
                 self.prior.learn(self.posterior.second_moments(self.prior.groups), sizes)
         expected = torch.stack([o.nll for o in outcomes]).to(kl.dtype).mean() * self.num_data
         return StepInfo(expected, kl, expected + kl, expected + temperature * kl, not taken)
-
-    def _at(self, noise: Mapping[str, Tensor], *, last: bool) -> dict[str, Tensor]:
-        """Mean plus noise; the last one takes the noise's memory."""
-        mean = self._weights.mean
-        return {n: v.add_(mean[n]) if last and v.is_contiguous() else mean[n] + v for n, v in noise.items()}
 
     def _take_step(self) -> bool:
         points = self._points
@@ -271,6 +267,7 @@ class Variational:
             "prior": self.prior.state_dict(),
             "task": self.task.state_dict(),
             "generator": self._generator.get_state(),
+            "draws": self._draws.state_dict(self.posterior),
             "num_data": self.num_data,
             "temperature": self.temperature,
             **({} if self._points is None else {"points": self._points.state_dict()}),
@@ -299,3 +296,4 @@ class Variational:
         self.prior.load_state_dict(saved["prior"])
         self.task.load_state_dict(saved["task"])
         self._generator.set_state(saved["generator"].cpu())
+        self._draws.load_state_dict(saved.get("draws", {}), self.posterior)

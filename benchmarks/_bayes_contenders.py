@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks._models import Setting, Workload
 from benchmarks._ours import likelihood
 from natgrad_apps import EKFAC, KFAC, FactoredTikhonov, NaturalGradient, Periodic, Tikhonov
-from natgrad_apps.bayes import IVON, SLANG, VOGN, Classification, NoisyAdam, NoisyEKFAC, NoisyKFAC, Vadam, Variational
+from natgrad_apps.bayes import IVON, SLANG, VOGN, Classification, NoisyAdam, NoisyEKFAC, NoisyKFAC, Samples, Vadam, Variational
 from natgrad_apps.bayes.methods.base import Method
 from natgrad_apps.curvature.base import Curvature
 
@@ -23,6 +23,7 @@ NUM_BATCHES = 4
 NUM_DATA = 10_000
 DAMPING = 0.1
 """Extrinsic damping of the posteriors on the core, damping of the core alone."""
+ONE, PAIRS = Samples(), Samples(across_steps=True)
 
 
 def workload(name: str, setting: Setting, batch_size: int) -> Workload:
@@ -129,12 +130,13 @@ class Bayes:
     Args:
         made: The workload.
         method: How the posterior is found.
+        samples: Of a step.
     """
 
-    def __init__(self, made: Workload, method: Method) -> None:
+    def __init__(self, made: Workload, method: Method, samples: Samples = ONE) -> None:
         self._stream = made.stream()
         self.model = made.model()
-        self.inference = Variational(self.model, method=method, task=Classification(), num_data=NUM_DATA)
+        self.inference = Variational(self.model, method=method, task=Classification(), num_data=NUM_DATA, num_samples=samples)
 
     def step(self) -> Tensor:
         """One step."""
@@ -177,9 +179,11 @@ def rows() -> list[Row]:
     part = SLANG(8, 0.01, decay=0.9, statistics_period=10, subsample=4)
     return [
         Row("noisy K-FAC 1/10", lambda w: Bayes(w, NoisyKFAC(lr=0.03, damping=DAMPING)), "K-FAC", 1.3),
+        Row("noisy K-FAC 1/10, pairs across steps", lambda w: Bayes(w, NoisyKFAC(lr=0.03, damping=DAMPING), PAIRS), "K-FAC", 1.3),
         Row("noisy EKFAC 1/10", lambda w: Bayes(w, NoisyEKFAC(lr=0.03, damping=DAMPING)), "EKFAC", 1.3),
         Row("noisy K-FAC 10/100", lambda w: Bayes(w, long), "K-FAC 10/100", period=100),
         Row("Vadam", lambda w: Bayes(w, Vadam(lr=1e-3)), bar=1.2),
+        Row("Vadam, pairs across steps", lambda w: Bayes(w, Vadam(lr=1e-3), PAIRS), bar=1.2),
         Row("IVON", lambda w: Bayes(w, IVON(lr=0.1))),
         Row("VOGN", lambda w: Bayes(w, VOGN(lr=0.01))),
         Row("noisy Adam", lambda w: Bayes(w, NoisyAdam(lr=0.01, damping=1e-3))),

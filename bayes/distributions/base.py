@@ -18,6 +18,8 @@ from torch import Tensor
 from natgrad_apps.errors import ConfigError, unknown_name
 
 N = TypeVar("N", bound="Normal")
+# Numbers, a multiple of 8, whose float64 copies stay in a processor's cache.
+_LOG_CHUNK = 2**14
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,24 @@ class Normal(ABC):
         """
         return self.root(torch.empty(self.shape, dtype=self.like.dtype, device=self.like.device).normal_(generator=generator))
 
+    def draw_kept(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """One draw, and what `mirror` makes its mirror image of, which may be the same tensor.
+
+        Args:
+            generator: As in `draw`.
+        """
+        drawn = self.draw(generator)
+        return drawn, drawn
+
+    def mirror(self, kept: Tensor, source: Normal) -> Tensor | None:
+        """The mirror image of a draw in memory of its own; None if a new draw costs no more.
+
+        Args:
+            kept: From `draw_kept`.
+            source: The distribution that it was drawn from.
+        """
+        return kept.neg() if source is self else None
+
     def log_prob(self, v: Tensor) -> Tensor:
         """``1/2 (log det P - v^T P v - n log 2 pi)``, one number for each vector."""
         quadratic = (v * self.multiply_precision(v)).flatten(v.dim() - len(self.shape)).sum(-1)
@@ -98,14 +118,14 @@ def log_sum(x: Tensor) -> Tensor:
     """``sum_i log x_i`` of positive numbers, 0-d.
 
     A logarithm costs as much as ten multiplications. On CPU, products of eight float32 numbers are taken in float64 first: its range holds
-    ``(2^-126)^8`` and ``(2^128)^8``, so nothing is lost.
+    ``(2^-126)^8`` and ``(2^128)^8``, so nothing is lost. That is done for a part of the numbers at a time, which stays in the cache.
     """
     if x.dtype != torch.float32 or x.device.type != "cpu":
         return x.log().sum()
     flat = x.flatten()
     whole = flat.numel() // 8 * 8
-    total = flat[:whole].view(8, -1).prod(0, dtype=torch.float64).log().sum() + flat[whole:].double().log().sum()
-    return total.to(x.dtype)
+    totals = [part.view(8, -1).prod(0, dtype=torch.float64).log().sum() for part in flat[:whole].split(_LOG_CHUNK)]
+    return torch.stack([*totals, flat[whole:].double().log().sum()]).sum().to(x.dtype)
 
 
 def normal_to_state(normal: Normal) -> dict[str, Any]:

@@ -45,6 +45,15 @@ class DiagonalNormal(Normal):
         """As in `Normal`, without a second tensor."""
         return torch.empty_like(self._std).normal_(generator=generator).mul_(self._std)
 
+    def draw_kept(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """A draw, and its standard normal numbers."""
+        z = torch.empty_like(self._std).normal_(generator=generator)
+        return z * self._std, z
+
+    def mirror(self, kept: Tensor, source: Normal) -> Tensor | None:
+        """The same standard normal numbers mirrored, whatever the variances were."""
+        return (kept * self._std).neg_() if isinstance(source, DiagonalNormal) else None
+
     def multiply_precision(self, v: Tensor) -> Tensor:
         """``precision v``."""
         return v * self.precision

@@ -14,8 +14,10 @@ def test_every_row_has_a_baseline_and_every_bar_a_row() -> None:
     assert {row.baseline for row in rows()} == set(BASELINES)
     assert {row.name: row.bar for row in rows() if row.bar} == {
         "noisy K-FAC 1/10": 1.3,
+        "noisy K-FAC 1/10, pairs across steps": 1.3,
         "noisy EKFAC 1/10": 1.3,
         "Vadam": 1.2,
+        "Vadam, pairs across steps": 1.2,
         "SLANG, L = 8, period 10, subsample 4": 3.0,
     }
 
