@@ -37,9 +37,13 @@ class Flat:
         """``[n]`` from tensors in the shapes of the parameters."""
         return torch.cat([v.reshape(-1).to(self.dtype) for v in values])
 
+    def parts(self, vector: Tensor) -> Sequence[Tensor]:
+        """Views of the entries of each parameter."""
+        return vector.split(self._sizes)
+
     def unpack(self, vector: Tensor) -> list[Tensor]:
         """Inverse of `pack`, in the dtypes of the parameters; views where these are the vector's."""
-        parts = vector.split(self._sizes)
+        parts = self.parts(vector)
         return [part.reshape(shape).to(dtype) for part, shape, dtype in zip(parts, self._shapes, self._dtypes, strict=True)]
 
     @torch.no_grad()
@@ -165,6 +169,15 @@ class FlatLearner(Learner):
             self._intrinsic = torch.cat([value.reshape(-1).expand(p.numel()) for value, p in zip(values, live.values(), strict=True)])
             self._intrinsic_of = (precisions, scale)
         return self._intrinsic
+
+    def pulled(self, gradient: Tensor) -> Tensor:
+        """``g + gamma_in (mu - mu_0)``, in the memory of the gradient: the mean is read where it is."""
+        away = self.problem.prior.deviation(self.problem.weights.mean)
+        values = [away[name].to(self.flat.dtype) for name in self.flat.names]
+        shapes = [value.shape for value in values]
+        parts, weights = ([part.view(s) for part, s in zip(self.flat.parts(v), shapes, strict=True)] for v in (gradient, self.intrinsic()))
+        torch._foreach_addcmul_(parts, weights, values)
+        return gradient
 
     def move(self, numerator: Tensor, denominator: Tensor | None = None, factor: float = 1.0) -> None:
         """``mu <- mu - lr factor numerator / denominator``."""

@@ -135,9 +135,9 @@ class SquaresLearner(FlatLearner):
             self.squares.addcmul_(gradient, gradient, value=share)
         else:
             self.squares.add_(moment, alpha=share)
-        average = self.average(gradient.addcmul_(self.intrinsic(), self.deviation()))
+        average = self.average(self.pulled(gradient))
         torch.sub(self.squares, shrunk * self._first, out=self._root)
-        self._root.clamp_min_(0).sqrt_().mul_(((1 - shrunk) * scale) ** -0.5).add_(self.intrinsic())
+        torch.add(self.intrinsic(), self._root.clamp_min_(0).sqrt_(), alpha=((1 - shrunk) * scale) ** -0.5, out=self._root)
         self.move(average, self._root, 1 / self.momentum.correction)
 
     def averages(self) -> dict[str, Tensor]:

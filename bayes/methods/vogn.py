@@ -83,7 +83,7 @@ class VOGNLearner(RowsLearner):
         assert moment is not None
         gamma = self.intrinsic()
         self.squares.lerp_(moment, 1 - self.method.decay)
-        average = self.average(gradient.addcmul_(gamma, self.deviation()))
+        average = self.average(self.pulled(gradient))
         self.move(average, torch.add(self.squares, gamma, out=moment).add_(self.method.damping), 1 / self.momentum.correction)
 
     def averages(self) -> dict[str, Tensor]:
