@@ -22,19 +22,20 @@ def open_environment(config: TrainConfig, stack: ExitStack) -> VecEnv:
     return venv
 
 
-def build_agent(config: TrainConfig, venv: VecEnv) -> ACKTR:
+def build_agent(config: TrainConfig, venv: VecEnv, kind: type[ACKTR] = ACKTR) -> ACKTR:
     """A new agent.
 
     Args:
         config: The run.
         venv: Its environment.
+        kind: Its class.
 
     Raises:
         ConfigError: The agent does not fit the environment.
     """
     settings = config.agent
     try:
-        return ACKTR(
+        return kind(
             settings.policy,
             venv,
             natural_gradient=settings.natural_gradient,

@@ -6,9 +6,9 @@
     python benchmarks/acktr_mujoco.py --out runs/full --full         # 8 environments, 5 seeds, TRPO too
     python benchmarks/acktr_mujoco.py --out runs/mujoco --report     # only the tables of what is there
 
-ACKTR runs with the preset `mujoco`. A2C, PPO and TRPO (sb3-contrib) run with the settings that the RL Zoo gives for the environment: tuned
-ones for PPO and TRPO, SB3's defaults with normalization for A2C and where there are none. Every finished training is a JSON file in
-``--out``. Seeds start at 100, so that none was used in choosing the preset.
+ACKTR runs with the preset of the environment, or `mujoco` where it has none. A2C, PPO and TRPO (sb3-contrib) run with the settings that
+the RL Zoo gives for the environment: tuned ones for PPO and TRPO, SB3's defaults with normalization for A2C and where there are none. Every
+finished training is a JSON file in ``--out``. Seeds start at 100, so that none was used in choosing the presets.
 
 Prints for each environment: the interquartile mean over seeds of the mean return of 50 deterministic episodes with the last policy, mean
 and standard error, the environment steps at which a periodic evaluation (10 episodes, every 50,000 steps) first reached the threshold of
@@ -19,20 +19,17 @@ seconds only within one run.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import json
 import math
-import multiprocessing
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -40,13 +37,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Trained, train
+from benchmarks._agents import FIRST_SEED, Job, Trained, load, mean_and_error, preset, run_missing, train
 from benchmarks._timing import environment
-from natgrad_apps._resources import config_path
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import ACTIVATIONS, TrainConfig
-from natgrad_apps.runner import atomic, schema
-from natgrad_apps.runner.arguments import read_file
 from natgrad_apps.runner.figures import interquartile_mean
 
 THRESHOLDS = {
@@ -73,20 +67,6 @@ _PPO_TUNED: dict[str, tuple[float, ...]] = {
 _TRPO = {"batch_size": 128, "n_steps": 1024, "cg_max_steps": 25, "cg_damping": 0.1, "n_critic_updates": 20, "learning_rate": 1e-3}
 
 
-@dataclass(frozen=True)
-class Job:
-    """One training."""
-
-    environment: str
-    learner: str
-    seed: int
-
-    @property
-    def file(self) -> str:
-        """Where its numbers are kept."""
-        return f"{self.environment}_{self.learner}_{self.seed}.json"
-
-
 def _build(job: Job, config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
     common: dict[str, Any] = {"seed": config.seed, "device": "cpu"}
     if job.environment == "Swimmer":
@@ -109,25 +89,12 @@ _COPIES = {"A2C": 1, "PPO": 1, "TRPO": 2}
 """The Zoo's numbers of environments."""
 
 
-def run(job: Job, total_timesteps: int | None, out: Path) -> Job:
-    """Train, and keep the numbers."""
-    config = schema.read(TrainConfig, read_file(config_path("agents", "mujoco")))
-    settings = replace(config.environment, id=f"{job.environment}-v5")
-    config = replace(config, environment=settings, seed=job.seed, device="cpu", total_timesteps=total_timesteps or config.total_timesteps)
-    settings = replace(settings, n_envs=_COPIES.get(job.learner, settings.n_envs))
-    done = train(config, settings, lambda c, venv: _build(job, c, venv), THRESHOLDS[job.environment])
-    atomic.write_json(out / job.file, {**asdict(job), **asdict(done)})
-    return job
-
-
-def load(out: Path) -> dict[Job, Trained]:
-    """The finished trainings of a folder."""
-    found = {}
-    for file in sorted(out.glob("*_*_*.json")):
-        record = json.loads(file.read_text())
-        job = Job(*(record.pop(key) for key in ("environment", "learner", "seed")))
-        found[job] = Trained(**{**record, "curve": [(int(a), float(b)) for a, b in record["curve"]]})
-    return found
+def run(job: Job, total_timesteps: int | None) -> Trained:
+    """One training."""
+    config = preset(job.environment)
+    settings = replace(config.environment, n_envs=_COPIES.get(job.learner, config.environment.n_envs))
+    config = replace(config, seed=job.seed, device="cpu", total_timesteps=total_timesteps or config.total_timesteps)
+    return train(config, settings, lambda c, venv: _build(job, c, venv), THRESHOLDS[job.environment])
 
 
 def table(name: str, found: dict[Job, Trained]) -> Table:
@@ -148,16 +115,11 @@ def table(name: str, found: dict[Job, Trained]) -> Table:
             learner,
             str(len(of)),
             f"{interquartile_mean(np.array([done.final for done in of])):.1f}",
-            *(_mean([getattr(done, field) for done in of]) for field in ("final", "best")),
+            *(mean_and_error([getattr(done, field) for done in of]) for field in ("final", "best")),
             f"{middle:.0f}" if math.isfinite(middle) else f"not reached ({sum(math.isfinite(h) for h in hits)} of {len(hits)})",
             f"{statistics.mean(done.seconds for done in of):.0f}",
         )
     return result
-
-
-def _mean(values: Sequence[float]) -> str:
-    error = f" +- {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{error}"
 
 
 LEARNERS = ("ACKTR", "A2C", "PPO", "TRPO")
@@ -177,17 +139,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     names = list(THRESHOLDS) if options.full else options.environments
     learners, seeds = (LEARNERS, 5) if options.full else (options.learners, options.seeds)
-    options.out.mkdir(parents=True, exist_ok=True)
     console = Console()
     # Seed by seed, so that what is cut off leaves whole comparisons.
     jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in names for learner in learners]
-    jobs = [] if options.report else [job for job in jobs if not (options.out / job.file).exists()]
-    if jobs:
-        with concurrent.futures.ProcessPoolExecutor(options.workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = [pool.submit(run, job, options.total_timesteps, options.out) for job in jobs]
-            for future in track(concurrent.futures.as_completed(futures), "trainings", total=len(jobs), console=console):
-                job = future.result()
-                console.print(f"{job.environment} {job.learner} seed {job.seed}: {load(options.out)[job].final:.1f}")
+    jobs = [] if options.report else jobs
+    run_missing(jobs, partial(run, total_timesteps=options.total_timesteps), options.out, options.workers, console)
     found = load(options.out)
     for name in THRESHOLDS:
         if any(job.environment == name for job in found):
