@@ -74,13 +74,7 @@ class Job:
         return f"{self.environment}_{self.learner}_{self.seed}.json"
 
 
-TUNED = {
-    "HalfCheetah": "half_cheetah",
-    "Hopper": "hopper",
-    "InvertedDoublePendulum": "inverted_double_pendulum",
-    "Reacher": "reacher",
-    "Walker2d": "walker2d",
-}
+TUNED = {"HalfCheetah": "half_cheetah", "InvertedDoublePendulum": "inverted_double_pendulum", "Reacher": "reacher"}
 """Presets of their own; the others have `mujoco`."""
 
 
