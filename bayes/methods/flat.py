@@ -39,7 +39,8 @@ class Flat:
 
     def parts(self, vector: Tensor) -> Sequence[Tensor]:
         """Views of the entries of each parameter."""
-        return vector.split(self._sizes)
+        found: Sequence[Tensor] = vector.split(self._sizes)
+        return found
 
     def unpack(self, vector: Tensor) -> list[Tensor]:
         """Inverse of `pack`, in the dtypes of the parameters; views where these are the vector's."""
