@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     steps, seeds = (999_424, 5) if options.full else (options.total_timesteps, options.seeds)
     jobs = [Job(options.environment, variant, FIRST_SEED + s) for s in range(seeds) for variant in options.variants]
-    console = Console()
+    console = Console(width=140)
     run_missing([] if options.report else jobs, partial(run, total_timesteps=steps), options.out, options.workers, console)
     console.print(table(options.environment, options.out))
     versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"])

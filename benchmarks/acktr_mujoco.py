@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     names = list(THRESHOLDS) if options.full else options.environments
     learners, seeds = (LEARNERS, 5) if options.full else (options.learners, options.seeds)
-    console = Console()
+    console = Console(width=140)
     # Seed by seed, so that what is cut off leaves whole comparisons.
     jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in names for learner in learners]
     jobs = [] if options.report else jobs
