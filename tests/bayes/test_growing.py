@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from natgrad_apps.bayes import VOGN, DataSize, FullGaussian, NoisyKFAC, Prior, Regression, Variational
+from natgrad_apps.bayes.sampling import Draws
 from natgrad_apps.errors import ConfigError
 from tests.bayes._dense import precision_matrix
 
@@ -25,7 +26,7 @@ def test_the_posterior_has_the_number_of_rows_now(method: Any, float64: None, mo
         vi = Variational(model, method=method, task=Regression(), num_data=DataSize(rows, 2.0), prior=Prior(3.0))
         vi.set_num_data(30)
         assert vi.num_data == 60
-        monkeypatch.setattr(vi.posterior, "noise", lambda _: {name: torch.zeros_like(value) for name, value in start.items()})
+        monkeypatch.setattr(Draws, "weights", lambda _, posterior, *__: {name: value.clone() for name, value in posterior.mean.items()})
         vi.step(x, y)
         (part,) = vi.posterior.parts.values()
         found.append(precision_matrix(part.normal))
