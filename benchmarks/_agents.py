@@ -7,7 +7,6 @@ import copy
 import json
 import math
 import multiprocessing
-import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -114,12 +113,6 @@ def load(out: Path) -> dict[Job, Trained]:
         job = Job(*(record.pop(key) for key in ("environment", "learner", "seed")))
         found[job] = Trained(**{**record, "curve": [(int(a), float(b)) for a, b in record["curve"]]})
     return found
-
-
-def mean_and_error(values: Sequence[float]) -> str:
-    """Mean and standard error as text."""
-    error = f" +- {statistics.stdev(values) / math.sqrt(len(values)):.1f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.1f}{error}"
 
 
 def train(

@@ -36,7 +36,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Job, load, mean_and_error, preset, run_missing, train
+from benchmarks._agents import FIRST_SEED, Job, load, preset, run_missing, train
+from benchmarks._pages import mean_and_error
 from benchmarks._timing import environment
 from natgrad_apps.agents import ACKTR
 from natgrad_apps.agents.building import build_agent
@@ -127,7 +128,7 @@ def table(name: str, out: Path) -> Table:
     for variant in VARIANTS:
         mine = [done for job, done in found.items() if job.learner == variant]
         if mine:
-            cells = (mean_and_error([getattr(done, part) for done in mine]) for part in ("final", "best"))
+            cells = (mean_and_error([getattr(done, part) for done in mine], 1, "+-") for part in ("final", "best"))
             result.add_row(variant, str(len(mine)), *cells, f"{statistics.mean(done.seconds for done in mine):.0f}")
     return result
 

@@ -37,7 +37,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Job, Trained, load, mean_and_error, preset, run_missing, train
+from benchmarks._agents import FIRST_SEED, Job, Trained, load, preset, run_missing, train
+from benchmarks._pages import mean_and_error
 from benchmarks._timing import environment
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import ACTIVATIONS, TrainConfig
@@ -115,7 +116,7 @@ def table(name: str, found: dict[Job, Trained]) -> Table:
             learner,
             str(len(of)),
             f"{interquartile_mean(np.array([done.final for done in of])):.1f}",
-            *(mean_and_error([getattr(done, field) for done in of]) for field in ("final", "best")),
+            *(mean_and_error([getattr(done, field) for done in of], 1, "+-") for field in ("final", "best")),
             f"{middle:.0f}" if math.isfinite(middle) else f"not reached ({sum(math.isfinite(h) for h in hits)} of {len(hits)})",
             f"{statistics.mean(done.seconds for done in of):.0f}",
         )

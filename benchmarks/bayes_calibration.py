@@ -40,7 +40,8 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks._calibration_figures import draw
 from benchmarks._digits import Images, load_digits, load_mnist
-from benchmarks.bayes_uci import write_block
+from benchmarks._pages import mean_and_error, write_block
+from benchmarks.bayes_uci import DOCUMENT
 from natgrad_apps import KFAC, FactoredTikhonov, KLTrustRegion, NaturalGradient
 from natgrad_apps.bayes import Classification, NoisyKFAC, Prior, Variational, WarmUp
 from natgrad_apps.bayes.metrics import accuracy, auroc, brier, calibration_error, calibration_floor, fpr95
@@ -260,10 +261,7 @@ def _label(key: str) -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
-    found = summary(values)
-    digits = 2 if abs(found["mean"]) >= 5 else 4
-    spread = "" if math.isnan(found["se"]) else f" ± {found['se']:.{digits}f}"
-    return f"{found['mean']:.{digits}f}{spread}"
+    return mean_and_error(values, 2 if abs(summary(values)["mean"]) >= 5 else 4)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -303,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text = f"command: `{command}`   {note}\n\n{tables(results)}"
     print("\n" + text)
     if options.write:
-        write_block(text, marks=(BEGIN, END))
+        write_block(text, document=DOCUMENT, marks=(BEGIN, END))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ a process of its own, from before the network is built.
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import statistics
 import sys
@@ -35,8 +34,8 @@ import torch
 from benchmarks._bayes_contenders import BASELINES, Row, rows, workload
 from benchmarks._memory import measure_here, measure_in_child, print_as_child
 from benchmarks._models import Setting, Workload
+from benchmarks._pages import write_block, write_json
 from benchmarks._timing import ROOT, Samples, environment, interleave
-from benchmarks.bayes_uci import write_block
 
 DOCUMENT = ROOT / "docs" / "bayes-methods.md"
 BEGIN, END = "<!-- results of bayes_cost.py: begin -->", "<!-- results of bayes_cost.py: end -->"
@@ -145,8 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = [w for i, w in enumerate(given) if w not in ("--out", "--write") and (i == 0 or given[i - 1] != "--out")]
     text = f"command: `{' '.join(['python benchmarks/bayes_cost.py', shlex.join(kept)]).rstrip()}`   {described}\n\n{table(records)}"
     print(text)
-    if options.out:
-        options.out.write_text(json.dumps({"environment": setup, "rows": records}, indent=1), encoding="utf-8")
+    write_json(setup, records, options.out)
     if options.write:
         write_block(text, document=DOCUMENT, marks=(BEGIN, END))
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import copy
 import itertools
-import json
 import math
 import resource
 import sys
@@ -36,8 +35,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks._digits import Images, load_mnist
+from benchmarks._pages import write_block, write_json
 from benchmarks._timing import ROOT, environment
-from benchmarks.bayes_uci import write_block
 from natgrad_apps import KLTrustRegion
 from natgrad_apps.bayes import Classification, NoisyKFAC, Prior, Variational
 from natgrad_apps.bayes.metrics import accuracy
@@ -235,8 +234,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = f"python benchmarks/bayes_large.py --steps {options.steps} --batch {options.batch}"
     text = f"command: `{command}`   {described}\n\n{table(records)}"
     print(text)
-    if options.out:
-        options.out.write_text(json.dumps({"environment": setup, "rows": records}, indent=1), encoding="utf-8")
+    write_json(setup, records, options.out)
     if options.write:
         write_block(text, document=DOCUMENT, marks=(BEGIN, END))
 

@@ -34,6 +34,7 @@ if __name__ == "__main__" and not __package__:
 import torch
 
 from benchmarks._mean_field import NOISE_STD, Backprop, Data, Ours, build
+from benchmarks._pages import mean_and_error
 from benchmarks._timing import ROOT, environment
 from natgrad_apps.runner import atomic
 
@@ -130,18 +131,13 @@ def table(results: Mapping[str, Result]) -> str:
             when = f"{statistics.mean(reached):.1f}" if reached else ""
             when += "" if len(reached) == len(times) else f" (reached in {len(reached)} of {len(times)})"
             cells = [
-                _cell([r["curve"][-1][1] for r in found], 1),
-                _cell([r["rmse"] for r in found], 3),
-                _cell([r["loglik"] for r in found], 3),
+                mean_and_error([r["curve"][-1][1] for r in found], 1),
+                mean_and_error([r["rmse"] for r in found], 3),
+                mean_and_error([r["loglik"] for r in found], 3),
             ]
             total = f"{statistics.mean(r['curve'][-1][0] for r in found):.1f}"
             lines.append(f"| {name} | {label} | {', '.join(map(str, own))} | {' | '.join(cells)} | {total} | {when} |")
     return "\n".join(lines)
-
-
-def _cell(values: Sequence[float], digits: int) -> str:
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{error}"
 
 
 def tune(steps: int, sets: Sequence[str]) -> None:

@@ -38,13 +38,13 @@ from torch import Tensor, nn
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks.bayes_uci import write_block
+from benchmarks._pages import mean_and_error, write_block
+from benchmarks.bayes_uci import DOCUMENT
 from natgrad_apps.bayes import NoisyAdam, NoisyKFAC, Regression, Variational
 from natgrad_apps.bayes.data import Scaling, load_uci
 from natgrad_apps.bayes.methods.base import Method
 from natgrad_apps.bayes.prediction import RegressionPrediction, predict
 from natgrad_apps.bayes.pyro_bridge import pyro_model
-from natgrad_apps.bayes.uci import summary
 from natgrad_apps.runner import atomic, provenance
 
 BEGIN, END = "<!-- results of bayes_nuts.py: begin -->", "<!-- results of bayes_nuts.py: end -->"
@@ -226,21 +226,15 @@ def table(results: Sequence[dict[str, Row]]) -> str:
     for method in results[0]:
         values = [r[method]["correlation"] for r in results]
         against = [r[method]["correlation"] - r[BASELINE]["correlation"] for r in results]
-        paired = ["", ""] if method == BASELINE else [_cell(against), f"{sum(d > 0 for d in against)} of {len(against)}"]
+        paired = ["", ""] if method == BASELINE else [mean_and_error(against, 3), f"{sum(d > 0 for d in against)} of {len(against)}"]
         seconds = np.mean([r[method]["seconds"] for r in results])
-        cells = [_cell(values), *paired, _cell([r[method]["ratio"] for r in results]), f"{seconds:.1f}"]
+        cells = [mean_and_error(values, 3), *paired, mean_and_error([r[method]["ratio"] for r in results], 3), f"{seconds:.1f}"]
         lines.append(f"| {method} | {' | '.join(cells)} |")
     worst = [r["NUTS, second half against first"]["r_hat_max"] for r in results]
     median = [r["NUTS, second half against first"]["r_hat_median"] for r in results]
     note = f"Split R-hat of the outputs: largest {max(worst):.3f}, mean of the seeds' largest {np.mean(worst):.3f}, "
     note += f"median of their medians {np.median(median):.3f}."
     return "\n".join([*lines, "", note])
-
-
-def _cell(values: Sequence[float]) -> str:
-    found = summary(values)
-    spread = "" if math.isnan(found["se"]) else f" ± {found['se']:.3f}"
-    return f"{found['mean']:.3f}{spread}"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -271,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     text += table([results[f"{options.set} {seed}"] for seed in seeds])
     print("\n" + text)
     if options.write:
-        write_block(text, marks=(BEGIN, END))
+        write_block(text, document=DOCUMENT, marks=(BEGIN, END))
 
 
 if __name__ == "__main__":

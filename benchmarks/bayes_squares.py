@@ -37,9 +37,9 @@ import torch
 from torch import Tensor
 
 from benchmarks._mean_field import NOISE_STD, Data, Ours, build
+from benchmarks._pages import mean_and_error, write_block
 from benchmarks._timing import environment
 from benchmarks.bayes_mean_field import BATCH, DOCUMENT, RATES, SETS
-from benchmarks.bayes_uci import write_block
 
 BEGIN, END = "<!-- results of bayes_squares.py: begin -->", "<!-- results of bayes_squares.py: end -->"
 SAMPLES, ELBO_SAMPLES, STEPS = 1000, 200, 1500
@@ -195,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.sets:
         found = [measure(Data.load(name, split), split, STEPS) for split in options.splits]
         for method in found[0]:
-            ratio, loss = (_cell([f[method][i] for f in found]) for i in (0, 1))
+            ratio, loss = (mean_and_error([f[method][i] for f in found], 2) for i in (0, 1))
             lines.append(f"| {name} | {method} | {ratio} | {loss} |")
             print(lines[-1], flush=True)
     described = ", ".join(f"{k} {v}" for k, v in environment(("torch", "numpy", "natgrad-apps")).items())
@@ -204,11 +204,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     print("\n" + text)
     if options.write:
         write_block(text, document=DOCUMENT, marks=(BEGIN, END))
-
-
-def _cell(values: Sequence[float]) -> str:
-    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.2f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.2f}{error}"
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
 from benchmarks._deterministic import fit_deterministic
+from benchmarks._pages import mean_and_error, write_block
 from benchmarks._stacked import fit_splits
 from natgrad_apps._resources import config_path
 from natgrad_apps.bayes.config import RecipeConfig, UciConfig, parse_splits
@@ -202,24 +203,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def _cell(values: Sequence[float]) -> str:
-    found = summary(values)
-    digits = 2 if abs(found["mean"]) >= 0.5 else 5 if abs(found["mean"]) < 0.01 else 4
-    spread = "" if math.isnan(found["se"]) else f" ± {found['se']:.{digits}f}"
-    return f"{found['mean']:.{digits}f}{spread}"
-
-
-def write_block(text: str, document: Path = DOCUMENT, marks: tuple[str, str] = (BEGIN, END)) -> None:
-    """Replace the results block of the page.
-
-    Args:
-        text: The new block.
-        document: The page.
-        marks: Lines before and behind it.
-    """
-    begin, end = marks
-    before, rest = document.read_text(encoding="utf-8").split(begin)
-    after = rest.split(end)[1]
-    document.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    size = abs(summary(values)["mean"])
+    return mean_and_error(values, 2 if size >= 0.5 else 5 if size < 0.01 else 4)
 
 
 def read_results(path: Path, settings: Mapping[str, Any]) -> Results:
@@ -287,7 +272,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         flags = "".join(f" --{name} {str(value).lower()}" for name, value in overrides.items())
         flags += " --sets ... --methods ... --splits ..."
         machine = f"{os.cpu_count()} cores shared with other work, torch {torch.__version__}, Python {platform.python_version()}"
-        write_block(f"command: `python benchmarks/bayes_uci.py{flags}`   {machine}\n\n{text}")
+        write_block(f"command: `python benchmarks/bayes_uci.py{flags}`   {machine}\n\n{text}", DOCUMENT, (BEGIN, END))
 
 
 if __name__ == "__main__":
