@@ -1,0 +1,41 @@
+"""The benchmark of ACKTR's parts: what its variants change."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("stable_baselines3")
+
+from benchmarks import acktr_ablations
+from benchmarks._agents import TUNED, Job, load, preset
+
+
+@pytest.mark.parametrize("variant", acktr_ablations.VARIANTS)
+def test_a_variant_changes_what_it_says_and_nothing_else(variant: str) -> None:
+    job = Job("HalfCheetah", variant, 100)
+    config, base = acktr_ablations.configured(job, 2048), preset("HalfCheetah")
+    assert (config.seed, config.total_timesteps, config.environment) == (100, 2048, base.environment)
+    given = acktr_ablations.VARIANTS[variant]
+    changed = {name for name in vars(base.agent) if getattr(config.agent, name) != getattr(base.agent, name)}
+    assert changed == {*given.agent, *(["natural_gradient"] if given.natural_gradient else [])}
+    ours, theirs = config.agent.natural_gradient, base.agent.natural_gradient
+    options = {f.name for f in dataclasses.fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)}
+    assert options == set(given.natural_gradient)
+
+
+@pytest.mark.parametrize("name", [*TUNED, "Ant"])
+def test_presets_of_an_environment_train_in_it(name: str) -> None:
+    assert preset(name).environment.id == f"{name}-v5"
+
+
+def test_finished_trainings_are_found_again(tmp_path: Path) -> None:
+    job = Job("Hopper", "momentum_inside", 101)
+    record = {"final": 1.0, "best": 2.0, "first_hit": None, "curve": [[10, 3.0]], "steps": 10, "seconds": 0.5}
+    (tmp_path / job.file).write_text(json.dumps({**dataclasses.asdict(job), **record}))
+    [(found, done)] = load(tmp_path).items()
+    assert found == job
+    assert (done.final, done.curve, done.first_hit) == (1.0, [(10, 3.0)], None)
