@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import bayes_uci
+from benchmarks import _pages, bayes_uci
 from natgrad_apps.bayes.data import Split
 from tests.bayes_runner._uci import write_uci
 
@@ -79,7 +79,7 @@ def test_the_benchmark_runs_writes_and_goes_on(tmp_path: Path, monkeypatch: pyte
     assert results["yacht 0 deterministic"]["rmse"] > 0
     with pytest.raises(SystemExit, match="other settings"):
         bayes_uci.main([*words, "--learn_prior", "false"])
-    bayes_uci.write_block("new", page, (bayes_uci.BEGIN, bayes_uci.END))
+    _pages.write_block("new", page, (bayes_uci.BEGIN, bayes_uci.END))
     assert page.read_text() == f"above\n{bayes_uci.BEGIN}\nnew\n{bayes_uci.END}\nbelow\n"
     assert "**yacht**" in capsys.readouterr().out
 
