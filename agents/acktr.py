@@ -8,15 +8,10 @@ from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, GymEnv, MaybeCallback, RolloutBufferSamples
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback
 from torch import Tensor
 from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
@@ -24,8 +19,9 @@ from typing_extensions import Unpack
 from natgrad_apps.agents import random_state
 from natgrad_apps.agents.arguments import check_action_space, check_values, reject
 from natgrad_apps.agents.backtracking import Backtracking, adapted_rate, shorten
-from natgrad_apps.agents.collecting import Batch, collect
-from natgrad_apps.agents.context import EMPTY, Array, Context, ContextualPolicy, State, given
+from natgrad_apps.agents.context import given
+from natgrad_apps.agents.contextual import ContextualAlgorithm
+from natgrad_apps.agents.critic_noise import critic_scale
 from natgrad_apps.agents.diagnostics import (
     Losses,
     Spectrum,
@@ -38,23 +34,17 @@ from natgrad_apps.agents.diagnostics import (
 )
 from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
-from natgrad_apps.agents.options import AUTO, DEFAULTS, NaturalGradientOptions, OnPolicyArguments
+from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions, OnPolicyArguments
 from natgrad_apps.agents.policies import POLICIES, check_masks
-from natgrad_apps.agents.value_normalization import NormalizedValue, PopArt, normalize_value, observe_targets
+from natgrad_apps.agents.value_normalization import normalize_value
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.ranks import Ranks
 
 Self = TypeVar("Self", bound="ACKTR")
 
-RESIDUAL_WEIGHT = 0.1
-"""Weight of a new rollout in the running mean square of the critic's residual."""
 
-SMALLEST_VARIANCE = 1e-8
-"""Lower bound of that mean square, for environments without rewards."""
-
-
-class ACKTR(OnPolicyAlgorithm):
+class ACKTR(ContextualAlgorithm):
     """Actor-critic using the Kronecker-factored trust region.
 
     Each rollout of ``n_steps * n_envs`` transitions gives one update: one forward pass, Fisher statistics of the joint model
@@ -115,8 +105,6 @@ class ACKTR(OnPolicyAlgorithm):
         self.normalize_advantage = bool(given.pop("normalize_advantage"))
         self._value_variance: float | None = None
         self._random_state: dict[str, Any] | None = None
-        self._context: Context | None = None
-        self._states: Array | None = None
         self._log_interval: int | None = 1
         self._updates_at_start = 0
         self.spectrum = Spectrum()
@@ -157,21 +145,9 @@ class ACKTR(OnPolicyAlgorithm):
         assert isinstance(optimizer, NaturalGradient)
         return optimizer
 
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
-        """As in SB3; policies that read masks or have a memory collect with both."""
-        if not isinstance(self.policy, ContextualPolicy):
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
-        self._context = collect(self, env, callback, rollout_buffer, n_rollout_steps)
-        return self._context is not None
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        """As in SB3, but 0 in a last rollout that passes the end, where a falling schedule would make the rate negative."""
-        super()._update_current_progress_remaining(num_timesteps, total_timesteps)
-        self._current_progress_remaining = max(self._current_progress_remaining, 0.0)
-
     def train(self) -> None:
         """One natural-gradient update on the current rollout."""
-        with given(self.policy, self._context or EMPTY):
+        with given(self.policy, self.context):
             self._update()
 
     def _update(self) -> None:
@@ -180,8 +156,8 @@ class ACKTR(OnPolicyAlgorithm):
         self._update_learning_rate(optimizer)
         for group in optimizer.param_groups:
             group["lr"] *= self._rate_factor
-        scale, value_weight = self._critic_scale()
-        batch = self._batch()
+        scale, value_weight = critic_scale(self)
+        batch = self.batch()
         actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
 
         with optimizer.capture():
@@ -229,34 +205,6 @@ class ACKTR(OnPolicyAlgorithm):
             numbers |= self.spectrum.at(self._n_updates, optimizer)
         record(self.logger, numbers, self.rollout_buffer, self._n_updates)
 
-    def _batch(self) -> RolloutBufferSamples | DictRolloutBufferSamples | Batch:
-        """The rollout; in the order of time if the policy reads a context, which is in that order."""
-        if isinstance(self.policy, ContextualPolicy):
-            return Batch.in_order(self.rollout_buffer)
-        (samples,) = self.rollout_buffer.get(batch_size=None)
-        return samples
-
-    def predict(
-        self,
-        observation: Array | dict[str, Array],
-        state: State | None = None,
-        episode_start: Array | None = None,
-        deterministic: bool = False,
-        action_masks: object = None,
-    ) -> tuple[Array, State | None]:
-        """As in SB3; policies that choose among legal actions need `action_masks`, ``[N, choices]``.
-
-        Raises:
-            ConfigError: Masks are missing, or do not fit the policy.
-        """
-        if isinstance(self.policy, ContextualPolicy):
-            return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
-        if action_masks is not None:
-            raise ConfigError(
-                f"action_masks were given to {type(self.policy).__name__}, which reads none; use 'MaskableMlpPolicy' or its like"
-            )
-        return super().predict(observation, state, episode_start, deterministic)
-
     def distribute(self, group: Any = None) -> Ranks:
         """From now on, learn together with the other processes of a group, as under ``torchrun``.
 
@@ -277,21 +225,6 @@ class ACKTR(OnPolicyAlgorithm):
     def ranks(self) -> Ranks | None:
         """The processes that learn together; None for this one alone."""
         return self.optimizer.preconditioner.ranks
-
-    def states_for(self, count: int) -> Tensor | None:
-        """The policy's memory, an empty one if it is of another number of environments; None if it has none."""
-        policy = self.policy
-        empty = policy.initial_states(count) if isinstance(policy, ContextualPolicy) else None
-        if empty is None or self._states is None or self._states.shape != empty.shape:
-            return empty
-        return torch.as_tensor(self._states, device=self.device)
-
-    def keep_states(self, states: Tensor | None) -> None:
-        """Carry the memory to the next rollout; part of checkpoints."""
-        self._states = None if states is None else states.cpu().numpy()
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_context"]
 
     def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and unbiased standard deviation over the batch of all ranks."""
@@ -314,23 +247,6 @@ class ACKTR(OnPolicyAlgorithm):
                 torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
             if name:
                 optimizer.collect(name)
-
-    def _critic_scale(self) -> tuple[float, float]:
-        """Standard deviation of the critic in the Fisher, and the factor of the value loss that belongs to it."""
-        options, unit = self.natural_gradient, 1.0
-        if isinstance(self.policy.value_net, NormalizedValue) and isinstance(options.value_normalization, PopArt):
-            unit = observe_targets(self.optimizer, self.policy.value_net, self.rollout_buffer.returns, options.value_normalization)
-        if options.vf_fisher_coef != AUTO:
-            return unit / math.sqrt(float(options.vf_fisher_coef)), 1.0 / unit**2
-        residual = float(np.square(self.rollout_buffer.returns - self.rollout_buffer.values, dtype=np.float64).mean())
-        if self.ranks is not None:
-            [mean] = self.ranks.mean([torch.tensor(residual, dtype=torch.float64, device=self.device)])
-            residual = float(mean)
-        if math.isfinite(residual):
-            old = self._value_variance
-            self._value_variance = residual if old is None else old + RESIDUAL_WEIGHT * (residual - old)
-        variance = max(self._value_variance or 1.0, SMALLEST_VARIANCE)
-        return math.sqrt(variance), 1.0 / variance
 
     def _is_measured(self) -> bool:
         """Whether this update computes what costs something: on request, or because SB3 writes before each ``log_interval``-th update."""

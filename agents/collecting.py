@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stable_baselines3.common.type_aliases import PyTorchObs
     from stable_baselines3.common.vec_env import VecEnv
 
-    from natgrad_apps.agents.acktr import ACKTR
+    from natgrad_apps.agents.contextual import ContextualAlgorithm
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Batch:
         return cls(observations, rows(buffer.actions.astype(np.float32)), rows(buffer.advantages), rows(buffer.returns))
 
 
-def collect(agent: ACKTR, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, steps: int) -> Context | None:
+def collect(agent: ContextualAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, steps: int) -> Context | None:
     """Fill the buffer with the agent's own steps, as SB3 does, and keep what its policy has read beside the observations.
 
-    Memory is carried from one rollout to the next in ``agent.states`` and emptied where an episode begins. The value of the last
+    Memory is carried from one rollout to the next in ``agent.states_for`` and emptied where an episode begins. The value of the last
     observation of an episode that was cut off by a time limit is that after its own history.
 
     Args:
