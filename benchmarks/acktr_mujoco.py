@@ -19,8 +19,6 @@ seconds only within one run.
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,21 +26,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Job, Trained, load, preset, run_missing, train
-from benchmarks._pages import mean_and_error
+from benchmarks._agents import FIRST_SEED, Job, Trained, comparison, load, preset, run_missing, train
 from benchmarks._timing import environment
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import ACTIVATIONS, TrainConfig
-from natgrad_apps.runner.figures import interquartile_mean
 
 THRESHOLDS = {
     "InvertedDoublePendulum": 9100.0,
@@ -98,31 +92,6 @@ def run(job: Job, total_timesteps: int | None) -> Trained:
     return train(config, settings, lambda c, venv: _build(job, c, venv), THRESHOLDS[job.environment])
 
 
-def table(name: str, found: dict[Job, Trained]) -> Table:
-    """Results of one environment."""
-    mine = {job: done for job, done in found.items() if job.environment == name}
-    steps = max(done.steps for done in mine.values())
-    result = Table(title=f"{name}-v5: {steps} environment steps, threshold {THRESHOLDS[name]:g}", title_justify="left")
-    columns = ("learner", "seeds", "IQM", "last policy", "best policy", "steps to threshold (median)", "seconds a seed")
-    for column in columns:
-        result.add_column(column, justify="left" if column == "learner" else "right")
-    for learner in LEARNERS:
-        of = [done for job, done in mine.items() if job.learner == learner]
-        if not of:
-            continue
-        hits = sorted(math.inf if done.first_hit is None else done.first_hit for done in of)
-        middle = hits[len(hits) // 2]
-        result.add_row(
-            learner,
-            str(len(of)),
-            f"{interquartile_mean(np.array([done.final for done in of])):.1f}",
-            *(mean_and_error([getattr(done, field) for done in of], 1, "+-") for field in ("final", "best")),
-            f"{middle:.0f}" if math.isfinite(middle) else f"not reached ({sum(math.isfinite(h) for h in hits)} of {len(hits)})",
-            f"{statistics.mean(done.seconds for done in of):.0f}",
-        )
-    return result
-
-
 LEARNERS = ("ACKTR", "A2C", "PPO", "TRPO")
 
 
@@ -146,9 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = [] if options.report else jobs
     run_missing(jobs, partial(run, total_timesteps=options.total_timesteps), options.out, options.workers, console)
     found = load(options.out)
-    for name in THRESHOLDS:
-        if any(job.environment == name for job in found):
-            console.print(table(name, found))
+    for name, threshold in THRESHOLDS.items():
+        mine = {job: done for job, done in found.items() if job.environment == name}
+        if mine:
+            console.print(comparison(f"{name}-v5, threshold {threshold:g}", mine, LEARNERS))
     versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"])
     console.print(", ".join(f"{k} {v}" for k, v in versions.items()))
 

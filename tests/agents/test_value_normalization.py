@@ -17,6 +17,7 @@ from torch import nn
 
 from natgrad_apps import Exact, NaturalGradient
 from natgrad_apps.agents import ACKTR
+from natgrad_apps.agents.critic_noise import critic_scale
 from natgrad_apps.agents.options import NaturalGradientOptions
 from natgrad_apps.agents.value_normalization import NormalizedValue, PopArt, observe_targets
 from natgrad_apps.errors import ConfigError
@@ -133,7 +134,7 @@ def test_units_of_the_critic_in_the_fisher(coefficient: Any) -> None:
     assert float(module.scale) == pytest.approx(returns.std(), rel=1e-5)
     variance = residual if coefficient == "auto" else returns.var(dtype=np.float64) / 0.25
     model._value_variance, module.count[...] = None, 0.0
-    deviation, weight = model._critic_scale()
+    deviation, weight = critic_scale(model)
     assert deviation == pytest.approx(math.sqrt(variance), rel=1e-5)
     assert weight == pytest.approx(1 / variance if coefficient == "auto" else 1 / returns.var(dtype=np.float64), rel=1e-5)
 

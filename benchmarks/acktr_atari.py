@@ -1,0 +1,102 @@
+"""ACKTR beside A2C on Atari games: the same wrappers, seeds and evaluation, in one run.
+
+    python benchmarks/acktr_atari.py --out runs/atari                   # Pong, a million steps, one seed: about an hour on 2 cores
+    python benchmarks/acktr_atari.py --out runs/atari --games Pong Breakout --seeds 3
+    python benchmarks/acktr_atari.py --out runs/full --full             # 10 million steps, 3 seeds
+    python benchmarks/acktr_atari.py --out runs/atari --report          # only the tables of what is there
+
+ACKTR runs with the preset `atari`, A2C with the settings that the RL Zoo gives for Atari. A step is four frames. Every finished training
+is a JSON file in ``--out``; a training that was cut off begins anew. Seeds start at 100, so that none was used in choosing the preset.
+
+Prints for each game: the mean return of 10 episodes with the last policy (actions drawn, rewards not clipped, lives not episodes), the same
+of the policy that did best in periodic evaluations (5 episodes, every 100,000 steps), the steps at which such an evaluation first reached
+the human level of the paper (its Table 1), and the curve of these evaluations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from stable_baselines3 import A2C
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+if __name__ == "__main__" and not __package__:
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
+
+from benchmarks._agents import FIRST_SEED, Job, Trained, comparison, load, run_missing, train
+from benchmarks._timing import environment
+from natgrad_apps._resources import config_path
+from natgrad_apps.agents.building import build_agent
+from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.runner import schema
+from natgrad_apps.runner.arguments import read_file
+
+HUMAN = {"Pong": 9.3, "Breakout": 31.8, "BeamRider": 5775.0, "Qbert": 13455.0, "Seaquest": 20182.0, "SpaceInvaders": 1652.0}
+STEPS = {"Breakout": 2_000_000}
+"""Environment steps of the quick form; a million elsewhere."""
+LEARNERS = ("ACKTR", "A2C")
+A2C_COPIES = 16
+"""The Zoo's number of environments."""
+
+
+def build(job: Job, config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
+    """The learner of a job."""
+    if job.learner == "ACKTR":
+        return build_agent(config, venv)
+    policy_kwargs = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
+    return A2C("CnnPolicy", venv, ent_coef=0.01, vf_coef=0.25, policy_kwargs=policy_kwargs, seed=config.seed, device=config.device)
+
+
+def run(job: Job, total_timesteps: int | None, device: Any) -> Trained:
+    """One training."""
+    config = schema.read(TrainConfig, read_file(config_path("agents", "atari")))
+    copies = config.environment.n_envs if job.learner == "ACKTR" else A2C_COPIES
+    settings = replace(config.environment, id=f"{job.environment}NoFrameskip-v4", n_envs=copies)
+    total = total_timesteps or STEPS.get(job.environment, 1_000_000)
+    evaluation = replace(config.evaluation, every_steps=min(100_000, total))
+    config = replace(config, environment=settings, seed=job.seed, device=device, total_timesteps=total, evaluation=evaluation)
+    return train(config, settings, partial(build, job), HUMAN[job.environment])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line, run what is missing, print the tables and curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the finished trainings")
+    parser.add_argument("--games", nargs="+", choices=list(HUMAN), default=["Pong"])
+    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS))
+    parser.add_argument("--seeds", type=int, default=1, help="seeds of each learner (default 1)")
+    parser.add_argument("--total-timesteps", type=int, help="environment steps of each training (default: 1 million, Breakout 2)")
+    parser.add_argument("--workers", type=int, default=2, help="trainings side by side, one thread each (default 2)")
+    parser.add_argument("--device", default="auto", help="device of the networks (default auto: a GPU where there is one)")
+    parser.add_argument("--full", action="store_true", help="all games, 3 seeds, 10 million steps")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    options = parser.parse_args(arguments)
+    games, seeds, total = (list(HUMAN), 3, 10_000_000) if options.full else (options.games, options.seeds, options.total_timesteps)
+    console = Console(width=140)
+    jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in games for learner in options.learners]
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
+    work = partial(run, total_timesteps=total, device=device)
+    run_missing([] if options.report else jobs, work, options.out, options.workers, console)
+    found = load(options.out)
+    for name, level in HUMAN.items():
+        mine = {job: done for job, done in found.items() if job.environment == name}
+        if not mine:
+            continue
+        console.print(comparison(f"{name}NoFrameskip-v4, human level {level:g}", mine, LEARNERS))
+        for job, done in mine.items():
+            console.print(f"{job.learner} seed {job.seed}: " + ", ".join(f"{step / 1e6:.1f}M {score:.1f}" for step, score in done.curve))
+    versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"])
+    console.print(", ".join(f"{k} {v}" for k, v in versions.items()))
+
+
+if __name__ == "__main__":
+    main()
