@@ -7,31 +7,26 @@ import copy
 import json
 import math
 import multiprocessing
-import statistics
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
-from benchmarks._pages import mean_and_error
 from natgrad_apps._resources import config_path
 from natgrad_apps.agents.config import EnvironmentConfig, TrainConfig
 from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, evaluate
 from natgrad_apps.runner import atomic, schema
 from natgrad_apps.runner.arguments import read_file
-from natgrad_apps.runner.figures import interquartile_mean
 
 FIRST_SEED = 100
 """Seeds of benchmarks start here, so that none of them was used in choosing settings."""
@@ -118,36 +113,6 @@ def load(out: Path) -> dict[Job, Trained]:
         job = Job(*(record.pop(key) for key in ("environment", "learner", "seed")))
         found[job] = Trained(**{**record, "curve": [(int(a), float(b)) for a, b in record["curve"]]})
     return found
-
-
-def comparison(title: str, found: Mapping[Job, Trained], learners: Sequence[str]) -> Table:
-    """Results of the learners on one environment.
-
-    Args:
-        title: Of the table; the environment steps of the trainings are added.
-        found: Trainings on this environment.
-        learners: In the order of the rows; those without trainings have none.
-    """
-    steps = max(done.steps for done in found.values())
-    result = Table(title=f"{title}, {steps} environment steps", title_justify="left")
-    columns = ("learner", "seeds", "IQM", "last policy", "best policy", "steps to threshold (median)", "seconds a seed")
-    for column in columns:
-        result.add_column(column, justify="left" if column == "learner" else "right")
-    for learner in learners:
-        of = [done for job, done in found.items() if job.learner == learner]
-        if not of:
-            continue
-        hits = sorted(math.inf if done.first_hit is None else done.first_hit for done in of)
-        middle = hits[len(hits) // 2]
-        result.add_row(
-            learner,
-            str(len(of)),
-            f"{interquartile_mean(np.array([done.final for done in of])):.1f}",
-            *(mean_and_error([getattr(done, field) for done in of], 1, "+-") for field in ("final", "best")),
-            f"{middle:.0f}" if math.isfinite(middle) else f"not reached ({sum(math.isfinite(h) for h in hits)} of {len(hits)})",
-            f"{statistics.mean(done.seconds for done in of):.0f}",
-        )
-    return result
 
 
 def train(

@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
 from benchmarks._agents import FIRST_SEED, Job, load, preset, run_missing, train
+from benchmarks._comparisons import publish, table
 from benchmarks._pages import mean_and_error
 from benchmarks._timing import environment
 from natgrad_apps.agents import ACKTR
@@ -118,18 +118,22 @@ def run(job: Job, total_timesteps: int) -> Any:
     return train(config, config.environment, VARIANTS[job.learner].build, float("inf"))
 
 
-def table(name: str, out: Path) -> Table:
-    """Results of one environment."""
+COLUMNS = ("variant", "seeds", "last policy, by seed", "last policy", "best policy", "seconds")
+PACKAGES = ["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"]
+
+
+def rows(name: str, out: Path) -> list[list[str]]:
+    """Cells of `COLUMNS` of one environment."""
     found = {job: done for job, done in load(out).items() if job.environment == name}
-    steps = sorted({done.steps for done in found.values()})
-    result = Table(title=f"{name}-v5: {' to '.join(map(str, steps))} environment steps", title_justify="left")
-    for column in ("variant", "seeds", "last policy", "best policy", "seconds a seed"):
-        result.add_column(column, justify="left" if column == "variant" else "right")
+    result = []
     for variant in VARIANTS:
-        mine = [done for job, done in found.items() if job.learner == variant]
+        mine = {job.seed: done for job, done in found.items() if job.learner == variant}
         if mine:
-            cells = (mean_and_error([getattr(done, part) for done in mine], 1, "+-") for part in ("final", "best"))
-            result.add_row(variant, str(len(mine)), *cells, f"{statistics.mean(done.seconds for done in mine):.0f}")
+            of = [mine[seed] for seed in sorted(mine)]
+            cells = (mean_and_error([getattr(done, part) for done in of], 0) for part in ("final", "best"))
+            each = ", ".join(f"{done.final:.0f}" for done in of)
+            seconds = statistics.mean(done.seconds for done in of)
+            result.append([f"`{variant}`", " ".join(map(str, sorted(mine))), each, *cells, f"{seconds:.0f}"])
     return result
 
 
@@ -144,14 +148,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="trainings side by side, one thread each (default 2)")
     parser.add_argument("--full", action="store_true", help="a million steps, 5 seeds")
     parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr.md")
     options = parser.parse_args(arguments)
     steps, seeds = (999_424, 5) if options.full else (options.total_timesteps, options.seeds)
     jobs = [Job(options.environment, variant, FIRST_SEED + s) for s in range(seeds) for variant in options.variants]
     console = Console(width=140)
     run_missing([] if options.report else jobs, partial(run, total_timesteps=steps), options.out, options.workers, console)
-    console.print(table(options.environment, options.out))
-    versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"])
-    console.print(", ".join(f"{k} {v}" for k, v in versions.items()))
+    cells = rows(options.environment, options.out)
+    console.print(table(f"{options.environment}-v5, {steps} environment steps", COLUMNS, cells))
+    console.print(", ".join(f"{k} {v}" for k, v in environment(PACKAGES).items()))
+    if options.write:
+        command = f"python benchmarks/acktr_ablations.py --out runs/ablations --environment {options.environment} --total-timesteps {steps}"
+        publish("acktr_ablations", command, COLUMNS, cells, PACKAGES)
 
 
 if __name__ == "__main__":

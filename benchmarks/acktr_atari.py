@@ -32,7 +32,8 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Job, Trained, comparison, load, run_missing, train
+from benchmarks._agents import FIRST_SEED, Job, Trained, load, run_missing, train
+from benchmarks._comparisons import COLUMNS, publish, rows, table
 from benchmarks._timing import environment
 from natgrad_apps._resources import config_path
 from natgrad_apps.agents.building import build_agent
@@ -43,6 +44,7 @@ from natgrad_apps.runner.arguments import read_file
 HUMAN = {"Pong": 9.3, "Breakout": 31.8, "BeamRider": 5775.0, "Qbert": 13455.0, "Seaquest": 20182.0, "SpaceInvaders": 1652.0}
 STEPS = {"Breakout": 2_000_000}
 """Environment steps of the quick form; a million elsewhere."""
+PACKAGES = ["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"]
 LEARNERS = ("ACKTR", "A2C")
 A2C_COPIES = 16
 """The Zoo's number of environments."""
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="device of the networks (default auto: a GPU where there is one)")
     parser.add_argument("--full", action="store_true", help="all games, 3 seeds, 10 million steps")
     parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr.md")
     options = parser.parse_args(arguments)
     games, seeds, total = (list(HUMAN), 3, 10_000_000) if options.full else (options.games, options.seeds, options.total_timesteps)
     console = Console(width=140)
@@ -87,15 +90,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     work = partial(run, total_timesteps=total, device=device)
     run_missing([] if options.report else jobs, work, options.out, options.workers, console)
     found = load(options.out)
-    for name, level in HUMAN.items():
-        mine = {job: done for job, done in found.items() if job.environment == name}
-        if not mine:
-            continue
-        console.print(comparison(f"{name}NoFrameskip-v4, human level {level:g}", mine, LEARNERS))
-        for job, done in mine.items():
-            console.print(f"{job.learner} seed {job.seed}: " + ", ".join(f"{step / 1e6:.1f}M {score:.1f}" for step, score in done.curve))
-    versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"])
-    console.print(", ".join(f"{k} {v}" for k, v in versions.items()))
+    cells = rows(found, LEARNERS)
+    console.print(table("Atari, NoFrameskip-v4", COLUMNS, cells))
+    for job, done in found.items():
+        console.print(
+            f"{job.environment} {job.learner} {job.seed}: " + ", ".join(f"{step / 1e6:.1f}M {score:.1f}" for step, score in done.curve)
+        )
+    console.print(", ".join(f"{k} {v}" for k, v in environment(PACKAGES).items()))
+    if options.write:
+        publish("acktr_atari", "python benchmarks/acktr_atari.py --out runs/atari", COLUMNS, cells, PACKAGES)
 
 
 if __name__ == "__main__":

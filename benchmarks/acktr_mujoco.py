@@ -33,7 +33,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Job, Trained, comparison, load, preset, run_missing, train
+from benchmarks._agents import FIRST_SEED, Job, Trained, load, preset, run_missing, train
+from benchmarks._comparisons import COLUMNS, publish, rows, table
 from benchmarks._timing import environment
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import ACTIVATIONS, TrainConfig
@@ -92,6 +93,7 @@ def run(job: Job, total_timesteps: int | None) -> Trained:
     return train(config, settings, lambda c, venv: _build(job, c, venv), THRESHOLDS[job.environment])
 
 
+PACKAGES = ["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"]
 LEARNERS = ("ACKTR", "A2C", "PPO", "TRPO")
 
 
@@ -106,6 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="trainings side by side, one thread each (default 2)")
     parser.add_argument("--full", action="store_true", help="all environments and learners, 5 seeds")
     parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr.md")
     options = parser.parse_args(arguments)
     names = list(THRESHOLDS) if options.full else options.environments
     learners, seeds = (LEARNERS, 5) if options.full else (options.learners, options.seeds)
@@ -115,12 +118,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = [] if options.report else jobs
     run_missing(jobs, partial(run, total_timesteps=options.total_timesteps), options.out, options.workers, console)
     found = load(options.out)
-    for name, threshold in THRESHOLDS.items():
-        mine = {job: done for job, done in found.items() if job.environment == name}
-        if mine:
-            console.print(comparison(f"{name}-v5, threshold {threshold:g}", mine, LEARNERS))
-    versions = environment(["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco"])
-    console.print(", ".join(f"{k} {v}" for k, v in versions.items()))
+    found = {job: found[job] for name in THRESHOLDS for job in found if job.environment == name}
+    cells = rows(found, LEARNERS)
+    console.print(table(f"MuJoCo v5, {max(done.steps for done in found.values())} environment steps", COLUMNS, cells))
+    console.print("thresholds: " + ", ".join(f"{name} {THRESHOLDS[name]:g}" for name in dict.fromkeys(job.environment for job in found)))
+    console.print(", ".join(f"{k} {v}" for k, v in environment(PACKAGES).items()))
+    if options.write:
+        publish("acktr_mujoco", "python benchmarks/acktr_mujoco.py --out runs/mujoco", COLUMNS, cells, PACKAGES)
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("stable_baselines3")
 
-from rich.console import Console
 from stable_baselines3 import A2C
 
-from benchmarks import acktr_atari
-from benchmarks._agents import Job, Trained, comparison
+from benchmarks import _comparisons, acktr_atari
+from benchmarks._agents import Job, Trained
+from benchmarks._comparisons import COLUMNS, publish, rows
 from natgrad_apps.agents import ACKTR
 from natgrad_apps.agents.environments import make_training
 
@@ -48,17 +48,25 @@ def test_breakout_has_twice_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert steps == [2_000_000, 50]
 
 
-def test_the_table_counts_trainings_that_never_reach_the_threshold_as_later_than_all() -> None:
+def test_tables_say_what_the_trainings_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(final: float, first_hit: int | None) -> Trained:
         return Trained(final, final + 1, first_hit, [], 1000, 2.0)
 
     found = {Job("Pong", "ACKTR", s): trained(float(s), hit) for s, hit in ((1, 300), (2, 100), (3, None))}
-    found |= {Job("Pong", "A2C", s): trained(-1.0, hit) for s, hit in ((1, 300), (2, None), (3, None))}
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(comparison("Pong", found, ("ACKTR", "A2C", "PPO")))
-    rows = [line.split("│") for line in console.export_text().splitlines() if "│" in line]
-    cells = {row[1].strip(): [cell.strip() for cell in row[2:-1]] for row in rows}
-    assert cells["ACKTR"][:2] == ["3", "2.0"]
-    assert cells["ACKTR"][4:] == ["300", "2"]
-    assert cells["A2C"][4] == "not reached (1 of 3)"
-    assert "PPO" not in cells
+    found |= {Job("Pong", "A2C", s): trained(-1.0, hit) for s, hit in ((3, 300), (2, None), (1, None))}
+    cells = {row[1]: row for row in rows(found, ("ACKTR", "A2C", "PPO"))}
+    assert list(cells) == ["ACKTR", "A2C"]
+    named = dict(zip(COLUMNS, cells["ACKTR"], strict=True))
+    assert (named["environment"], named["seeds"], named["IQM"], named["seconds"]) == ("Pong", "1 2 3", "2.0", "2")
+    assert named["steps to the threshold, by seed"] == "300, 100, never"
+    assert (named["last policy, by seed"], named["mean"], named["best policy"]) == ("1.0, 2.0, 3.0", "2.0 ± 0.6", "3.0 ± 0.6")
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- here: begin -->\nold\n<!-- here: end -->\nbelow\n")
+    monkeypatch.setattr(_comparisons, "PAGE", page)
+    publish("here", "command", COLUMNS, cells.values(), ["torch"])
+    lines = page.read_text().splitlines()
+    assert lines[:2] == ["above", "<!-- here: begin -->"]
+    assert lines[2].startswith("`command`; torch ")
+    assert lines[4].split(" | ")[1] == "learner"
+    assert len(lines) == 10
+    assert lines[7].split(" | ")[7] == "never, never, 300"
