@@ -15,8 +15,8 @@ import torch
 
 import natgrad_apps
 from natgrad_apps.bayes.acquiring import Acquisition, Rounds, draw_pool, learn_actively
-from natgrad_apps.bayes.config import ActiveConfig
 from natgrad_apps.bayes.data import Table, load
+from natgrad_apps.bayes.study_config import ActiveConfig
 from natgrad_apps.bayes.training import PACKAGES, PROGRAM
 from natgrad_apps.bayes.uci import summary
 from natgrad_apps.errors import ConfigError

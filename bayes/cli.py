@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-from natgrad_apps.bayes.config import ActiveConfig, TrainConfig, UciConfig
+from natgrad_apps.bayes.config import TrainConfig
+from natgrad_apps.bayes.study_config import ActiveConfig, UciConfig
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, Verb, parse, read_config, verb_parser

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 import natgrad_apps
-from natgrad_apps.bayes.config import UciConfig
 from natgrad_apps.bayes.data import UCI, Table, load_uci
 from natgrad_apps.bayes.fitting import fit_split, published_split
+from natgrad_apps.bayes.study_config import UciConfig
 from natgrad_apps.bayes.training import PACKAGES, PROGRAM
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.runner import atomic, provenance, schema

@@ -23,8 +23,9 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
 from natgrad_apps.bayes.acquiring import Acquisition, Rounds, draw_pool, learn_actively
-from natgrad_apps.bayes.config import FitConfig, RecipeConfig, parse_splits
+from natgrad_apps.bayes.config import FitConfig, RecipeConfig
 from natgrad_apps.bayes.data import load
+from natgrad_apps.bayes.study_config import parse_splits
 from natgrad_apps.bayes.uci import summary
 
 SETS = ("boston", "yacht", "breast_cancer")

@@ -32,10 +32,10 @@ if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
 from natgrad_apps.bayes import Classification, Posterior, Prior, Variational
-from natgrad_apps.bayes.config import parse_splits
 from natgrad_apps.bayes.data import Scaling, load, random_split
 from natgrad_apps.bayes.prediction import predict
 from natgrad_apps.bayes.recipes import build_method
+from natgrad_apps.bayes.study_config import parse_splits
 from natgrad_apps.bayes.uci import summary
 
 TASKS, EPOCHS, BATCH, SAMPLES = 5, 60, 50, 20

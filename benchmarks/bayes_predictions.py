@@ -21,11 +21,12 @@ import torch
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from natgrad_apps.bayes.config import FitConfig, TrainConfig, parse_splits
+from natgrad_apps.bayes.config import FitConfig, TrainConfig
 from natgrad_apps.bayes.data import EMBEDDED
 from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.bayes.prediction import Kind
 from natgrad_apps.bayes.run_data import open_data
+from natgrad_apps.bayes.study_config import parse_splits
 from natgrad_apps.bayes.uci import summary
 
 KINDS: tuple[Kind, ...] = ("sampled", "linearized")

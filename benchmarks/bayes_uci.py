@@ -39,10 +39,11 @@ from benchmarks._deterministic import fit_deterministic
 from benchmarks._pages import mean_and_error, write_block
 from benchmarks._stacked import fit_splits
 from natgrad_apps._resources import config_path
-from natgrad_apps.bayes.config import RecipeConfig, UciConfig, parse_splits
+from natgrad_apps.bayes.config import RecipeConfig
 from natgrad_apps.bayes.data import Split, load_uci
 from natgrad_apps.bayes.fitting import fit_split, published_split
 from natgrad_apps.bayes.recipes import methods
+from natgrad_apps.bayes.study_config import UciConfig, parse_splits
 from natgrad_apps.bayes.uci import summary
 from natgrad_apps.runner import atomic, provenance, schema
 from natgrad_apps.runner.arguments import read_file

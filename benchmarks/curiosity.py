@@ -38,7 +38,7 @@ if __name__ == "__main__" and not __package__:
 
 from natgrad_apps.agents import ACKTR
 from natgrad_apps.agents.curiosity import Curiosity, CuriousVecEnv
-from natgrad_apps.bayes.config import parse_splits
+from natgrad_apps.bayes.study_config import parse_splits
 from natgrad_apps.bayes.uci import summary
 
 GRID, ENVIRONMENTS, STEPS, LAST = 20, 16, 60_000, 100

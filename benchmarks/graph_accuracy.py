@@ -30,8 +30,9 @@ if __name__ == "__main__" and not __package__:
 
 from benchmarks._timing import environment
 from natgrad_apps.graphs import runs
+from natgrad_apps.graphs.compare_config import CompareConfig
 from natgrad_apps.graphs.comparing import Outcome, Run, contest, paired, run_once, table
-from natgrad_apps.graphs.config import CompareConfig, DataConfig, ModelConfig, OptimizerConfig, PseudoConfig, TrainConfig
+from natgrad_apps.graphs.config import DataConfig, ModelConfig, OptimizerConfig, PseudoConfig, TrainConfig
 from natgrad_apps.graphs.data import GraphData
 from natgrad_apps.runner import schema
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from natgrad_apps.errors import ConfigError, unknown_name
-from natgrad_apps.graphs.config import CompareConfig, TrainConfig
+from natgrad_apps.graphs.compare_config import CompareConfig
+from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.posterior_config import UncertaintyConfig
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, Verb, parse, read_config, verb_parser

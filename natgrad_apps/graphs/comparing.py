@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from natgrad_apps.graphs import runs
-from natgrad_apps.graphs.config import CompareConfig, TrainConfig
+from natgrad_apps.graphs.compare_config import CompareConfig
+from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.data import GraphData
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.folder import RunFolder, check_new

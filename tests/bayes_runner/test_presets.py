@@ -11,10 +11,11 @@ import torch
 from natgrad_apps import KLClip, KLTrustRegion
 from natgrad_apps._resources import available_configs
 from natgrad_apps.bayes import NoisyKFAC, Vadam
-from natgrad_apps.bayes.config import FitConfig, RecipeConfig, TrainConfig, UciConfig
+from natgrad_apps.bayes.config import FitConfig, RecipeConfig, TrainConfig
 from natgrad_apps.bayes.data.uci import read_uci
 from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.bayes.recipes import build_method, methods
+from natgrad_apps.bayes.study_config import UciConfig
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import read_file

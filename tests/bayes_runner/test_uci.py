@@ -12,10 +12,11 @@ import pytest
 
 from natgrad_apps.bayes import uci
 from natgrad_apps.bayes.cli import main
-from natgrad_apps.bayes.config import RecipeConfig, parse_splits
+from natgrad_apps.bayes.config import RecipeConfig
 from natgrad_apps.bayes.data import load_uci
 from natgrad_apps.bayes.fitted import Schema, build_model
 from natgrad_apps.bayes.fitting import Fit
+from natgrad_apps.bayes.study_config import parse_splits
 from natgrad_apps.bayes.variational import StepInfo
 from tests.bayes_runner._uci import write_uci
 

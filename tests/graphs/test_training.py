@@ -18,7 +18,8 @@ from natgrad_apps._resources import available_configs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.cli import main
-from natgrad_apps.graphs.config import CompareConfig, DataConfig, ModelConfig, OptimizerConfig, PseudoConfig, TrainConfig
+from natgrad_apps.graphs.compare_config import CompareConfig
+from natgrad_apps.graphs.config import DataConfig, ModelConfig, OptimizerConfig, PseudoConfig, TrainConfig
 from natgrad_apps.graphs.models import MODELS
 from natgrad_apps.graphs.trainer import Trainer
 from natgrad_apps.runner import metrics
