@@ -44,7 +44,7 @@ class Fit(Fitted):
     def __init__(self, table: Table, split: Split, recipe: RecipeConfig, seed: int, device: torch.device | str = "cpu") -> None:
         self.table, self.split = table, split
         x, y = table.x[split.train], table.y[split.train]
-        scales = Scales(Scaling.fit(x), None if table.classes else Scaling.fit(y))
+        scales = Scales(Scaling.fit(x, table.one_unit), None if table.classes else Scaling.fit(y))
         schema = Schema(table.name, table.features, table.target, table.classes, len(x), table.hidden)
         super().__init__(schema, scales, recipe, seed, device)
         self._x = self.inputs(x)

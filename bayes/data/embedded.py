@@ -34,4 +34,5 @@ def load_embedded(name: str) -> Table:
         features=tuple(str(f) for f in found.feature_names),
         target="target",
         classes=classes,
+        one_unit=name == "digits",
     )

@@ -22,16 +22,24 @@ class Scaling:
 
     Attributes:
         mean: ``[D]``, or ``[]`` for a target.
-        scale: Same shape, positive; the standard deviation with the divisor N.
+        scale: Same shape, positive; the standard deviation with the divisor N, or the root mean square of all columns' ones.
     """
 
     mean: Floats
     scale: Floats
 
     @classmethod
-    def fit(cls, values: Floats) -> Scaling:
-        """Mean and deviation over the first dimension."""
+    def fit(cls, values: Floats, one_unit: bool = False) -> Scaling:
+        """Mean and deviation over the first dimension.
+
+        Args:
+            values: ``[N, D]`` or ``[N]``.
+            one_unit: Whether the columns are amounts of the same thing, as pixels are: they share the root mean square of their deviations,
+                so that a column which hardly varies in these rows is not blown up in others.
+        """
         mean, std = values.mean(0), values.std(0)
+        if one_unit:
+            std = np.full_like(std, np.sqrt(np.square(std).mean()))
         constant = std <= RELATIVE_ZERO * np.abs(mean)
         return cls(np.asarray(mean), np.asarray(np.where(constant, 1.0, std)))
 

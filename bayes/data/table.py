@@ -42,6 +42,7 @@ class Table:
         classes: Names of the classes; empty for regression.
         splits: Published splits; empty where there are none.
         hidden: Width of the hidden layer that the published protocol uses; None where there is none.
+        one_unit: Whether the inputs are amounts of the same thing, as pixels are, and are standardized by one deviation.
 
     Raises:
         ConfigError: A value is not finite, shapes do not fit, there are too few rows, or the target never varies.
@@ -55,6 +56,7 @@ class Table:
     classes: tuple[str, ...] = ()
     splits: tuple[Split, ...] = ()
     hidden: int | None = None
+    one_unit: bool = False
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.y.shape != self.x.shape[:1] or len(self.features) != self.x.shape[1]:

@@ -25,12 +25,14 @@ class TableFile:
         exclude: Columns that are no inputs.
         task: auto takes a target of texts or truth values for classes and one of numbers for regression.
         missing: error refuses a table with empty cells, drop leaves out the rows that have one.
+        one_unit: Whether the inputs are amounts of the same thing, as pixels are, and are standardized by one deviation.
     """
 
     target: str | None = None
     exclude: list[str] = field(default_factory=list)
     task: Literal["auto", "regression", "classification"] = "auto"
     missing: Literal["error", "drop"] = "error"
+    one_unit: bool = False
 
 
 def is_table(name: str) -> bool:
@@ -93,7 +95,7 @@ def read_table(path: Path, how: TableFile) -> Table:
         used = used.dropna()
     _check_cells(path, used)
     y, classes = _target(path, used[how.target], how)
-    table = Table(path.stem, _inputs(path, used, features), y, tuple(features), how.target, classes)
+    table = Table(path.stem, _inputs(path, used, features), y, tuple(features), how.target, classes, one_unit=how.one_unit)
     if table.constant:
         names = ", ".join(map(repr, table.constant))
         raise ConfigError(f"{path.name}: column {names} has one value only, so nothing can be learned from it; add it to table.exclude")

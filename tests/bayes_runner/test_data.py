@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -12,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from natgrad_apps.bayes.config import RecipeConfig
 from natgrad_apps.bayes.data import UCI, Scaling, Table, TableFile, load, load_uci, random_split, read_inputs, read_table
 from natgrad_apps.bayes.data import uci as uci_module
 from natgrad_apps.bayes.data.uci import Home, public_home, read_uci
+from natgrad_apps.bayes.fitting import Fit
 from natgrad_apps.errors import ConfigError
 from tests.bayes_runner._uci import ROWS, write_uci
 
@@ -125,6 +128,27 @@ def test_scaling_keeps_constant_columns_finite_and_inverts() -> None:
     again = Scaling.from_dict(scaling.to_dict())
     np.testing.assert_array_equal(again.apply(x), z)
     assert Scaling.fit(x[:, 0]).scale == pytest.approx(x[:, 0].std(), rel=1e-12)
+
+
+def test_columns_of_one_unit_share_a_deviation() -> None:
+    x = np.random.default_rng(1).normal(size=(50, 3)) * [1.0, 1e-3, 2.0] + [5.0, 1.0, 0.0]
+    scaling = Scaling.fit(x, one_unit=True)
+    np.testing.assert_allclose(scaling.scale, math.sqrt(x.var(0).mean()), rtol=1e-12)
+    np.testing.assert_allclose(scaling.mean, x.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(scaling.apply(x).var(0).mean(), 1, rtol=1e-12)
+    assert (Scaling.fit(np.full((4, 2), 0.1), one_unit=True).scale == 1).all()
+
+
+def test_pixels_are_standardized_together(tmp_path: Path) -> None:
+    assert load("digits").one_unit
+    assert not load("breast_cancer").one_unit
+    path = tmp_path / "t.csv"
+    path.write_text("a,b,y\n" + "".join(f"{i},{100 * i},{i % 3}\n" for i in range(12)))
+    for one_unit in (False, True):
+        table = load(str(path), TableFile("y", one_unit=one_unit))
+        fit = Fit(table, random_split(table, 0.25, 0), RecipeConfig(), 0)
+        ratio = fit.scales.x.scale[1] / fit.scales.x.scale[0]
+        assert ratio == pytest.approx(1 if one_unit else 100, rel=1e-9)
 
 
 @pytest.mark.parametrize(
