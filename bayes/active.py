@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,60 +18,22 @@ from natgrad_apps.bayes.study_config import ActiveConfig
 from natgrad_apps.bayes.training import PACKAGES, PROGRAM
 from natgrad_apps.bayes.uci import summary
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.runner import atomic, figures, provenance, schema
-from natgrad_apps.runner.arguments import read_file
-from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
-from natgrad_apps.runner.guards import failures_to, warnings_to
-from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
-from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner import figures, provenance, study
+from natgrad_apps.runner.folder import RunFolder
 
 Curve = list[dict[str, Any]]
 Key = tuple[Acquisition, int]
 """Acquisition and seed."""
 
 
-class StoppedError(Exception):
-    """The training of a model was given up, because a signal arrived."""
-
-
 def run_active(config: ActiveConfig, out: Path) -> None:
-    """Measure every acquisition with every seed and leave a run folder.
-
-    Args:
-        config: The run.
-        out: A folder that does not exist or is empty.
-
-    Raises:
-        ConfigError: The configuration or the data cannot be used; nothing has been written then.
-        InterruptedRunError: A signal arrived; finished curves are kept.
-        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
-    """
-    check_new(out)
-    table = _open(config)
-    with ExitStack() as stack:
-        folder = RunFolder.create(out, schema.to_yaml(config))
-        stack.callback(folder.close)
-        _run(config, table, folder)
+    """Measure every acquisition with every seed and leave a run folder; arguments and errors of `study.start`."""
+    study.start(config, out, _open, _run)
 
 
 def resume_active(path: Path) -> None:
-    """Go on with the curves that are not finished.
-
-    Raises:
-        ConfigError: It is no folder of such a run.
-        InterruptedRunError: A signal arrived; finished curves are kept.
-        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
-    """
-    require_run(path)
-    if read_results(path) is not None:
-        print(f"{path} is complete; nothing is left to do")
-        return
-    config = schema.read(ActiveConfig, read_file(path / CONFIG))
-    table = _open(config)
-    with ExitStack() as stack:
-        folder = RunFolder.reopen(path)
-        stack.callback(folder.close)
-        _run(config, table, folder)
+    """Go on with the curves that are not finished; arguments and errors of `study.resume`."""
+    study.resume(path, ActiveConfig, _open, _run)
 
 
 def _open(config: ActiveConfig) -> Table:
@@ -90,50 +50,22 @@ def _open(config: ActiveConfig) -> Table:
 
 
 def _run(config: ActiveConfig, table: Table, folder: RunFolder) -> None:
-    keys = [(acquisition, seed) for seed in config.seed_numbers() for acquisition in config.acquisitions]
-    done = {key: found for key in keys if (found := _read(folder.path, key)) is not None}
-    title = f"{config.method} {table.name}"
-    resume = f"{PROGRAM} active --resume {shlex.quote(str(folder.path))}"
-    view = ProgressView(title, len(keys), len(done), folder.log)
-    view.unit = "curves"
-    folder.log(f"start with {len(keys) - len(done)} of {len(keys)} curves")
+    keys: dict[str, Key] = {f"{a}_{seed:02d}": (a, seed) for seed in config.seed_numbers() for a in config.acquisitions}
+    title, metric = f"{config.method} {table.name}", _metric(table)
+    plan = study.Plan(title, "curves", list(keys), f"{PROGRAM} active --resume {shlex.quote(str(folder.path))}")
     start = time.perf_counter()
-    with ExitStack() as stack:
-        flag = stack.enter_context(InterruptFlag())
-        stack.enter_context(failures_to(folder, resume))
-        stack.enter_context(view)
-        stack.enter_context(warnings_to(view))
-        (folder.path / "curves").mkdir(exist_ok=True)
-        for key, curve in _curves(config, table, [k for k in keys if k not in done], flag):
-            atomic.write_json(_file(folder.path, key), curve)
-            done[key] = curve
-            metric = _metric(table)
-            view.say(f"{key[0]}, seed {key[1]}: {metric} {curve[0][metric]:.4g} -> {curve[-1][metric]:.4g}")
-            view.update(len(done), {}, last=len(done) == len(keys))
-        if len(done) < len(keys):
-            folder.log(f"interrupted by {flag.name} after {len(done)} of {len(keys)} curves")
-            raise InterruptedRunError(resume)
-        results = _summarize(config, table, done, time.perf_counter() - start)
+    with study.session(plan, folder) as work:
+        for name in work.left:
+            acquisition, seed = keys[name]
+            rounds = Rounds(acquisition, config.rounds, config.per_round)
+            curve = learn_actively(table, draw_pool(table, config.sizes, seed), config, rounds, seed, work.check)
+            work.keep(name, curve, f"{acquisition}, seed {seed}: {metric} {curve[0][metric]:.4g} -> {curve[-1][metric]:.4g}")
+        results = _summarize(config, table, {key: work.done[name] for name, key in keys.items()}, time.perf_counter() - start)
         _write_metrics(folder, results["curves"])
         folder.write_results(results)
         picture = _plot(results, folder.figures / "active_learning.png")
     print(_text(title, results))
     print(f"run folder: {folder.path}   picture: {picture.name}")
-
-
-def _curves(config: ActiveConfig, table: Table, left: Sequence[Key], flag: InterruptFlag) -> Iterator[tuple[Key, Curve]]:
-    """Curves as they are finished; ends early when a signal arrives."""
-
-    def check() -> None:
-        if flag.is_set:
-            raise StoppedError
-
-    for acquisition, seed in left:
-        plan = Rounds(acquisition, config.rounds, config.per_round)
-        try:
-            yield (acquisition, seed), learn_actively(table, draw_pool(table, config.sizes, seed), config, plan, seed, check)
-        except StoppedError:
-            return
 
 
 def _metric(table: Table) -> str:
@@ -207,17 +139,3 @@ def _plot(results: Mapping[str, Any], path: Path) -> Path:
         axis.legend(frameon=False, fontsize=8)
     figures.save(figure, path)
     return path
-
-
-def _file(folder: Path, key: Key) -> Path:
-    return folder / "curves" / f"{key[0]}_{key[1]:02d}.json"
-
-
-def _read(folder: Path, key: Key) -> Curve | None:
-    file = _file(folder, key)
-    if not file.is_file():
-        return None
-    try:
-        return list(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ConfigError(f"{str(file)!r} is damaged: {error}; remove it to train that curve again") from error

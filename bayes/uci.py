@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import multiprocessing
 import shlex
@@ -11,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from contextlib import ExitStack
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -23,61 +21,23 @@ from natgrad_apps.bayes.data import UCI, Table, load_uci
 from natgrad_apps.bayes.fitting import fit_split, published_split
 from natgrad_apps.bayes.study_config import UciConfig
 from natgrad_apps.bayes.training import PACKAGES, PROGRAM
-from natgrad_apps.errors import ConfigError, unknown_name
-from natgrad_apps.runner import atomic, provenance, schema
-from natgrad_apps.runner.arguments import read_file
-from natgrad_apps.runner.folder import CONFIG, RunFolder, check_new, read_results, require_run
-from natgrad_apps.runner.guards import failures_to, warnings_to
-from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
-from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.errors import unknown_name
+from natgrad_apps.runner import provenance, study
+from natgrad_apps.runner.folder import RunFolder
 
 METRICS = ("rmse", "loglik_pointwise", "loglik_joint", "crps", "noise_std")
 POLL_SECONDS = 0.2
 _stop: Event | None = None
 
 
-class SplitStoppedError(Exception):
-    """The training of a split was given up, because a signal arrived."""
-
-
 def run_uci(config: UciConfig, out: Path) -> None:
-    """Train and test on every split and leave a run folder.
-
-    Args:
-        config: The run.
-        out: A folder that does not exist or is empty.
-
-    Raises:
-        ConfigError: The configuration or the data cannot be used; nothing has been written then.
-        InterruptedRunError: A signal arrived; finished splits are kept.
-        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
-    """
-    check_new(out)
-    table = open_table(config)
-    with ExitStack() as stack:
-        folder = RunFolder.create(out, schema.to_yaml(config))
-        stack.callback(folder.close)
-        _run(config, table, folder)
+    """Train and test on every split and leave a run folder; arguments and errors of `study.start`."""
+    study.start(config, out, open_table, _run)
 
 
 def resume_uci(path: Path) -> None:
-    """Go on with the splits that are not finished.
-
-    Raises:
-        ConfigError: It is no folder of such a run.
-        InterruptedRunError: A signal arrived; finished splits are kept.
-        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
-    """
-    require_run(path)
-    if read_results(path) is not None:
-        print(f"{path} is complete; nothing is left to do")
-        return
-    config = schema.read(UciConfig, read_file(path / CONFIG))
-    table = open_table(config)
-    with ExitStack() as stack:
-        folder = RunFolder.reopen(path)
-        stack.callback(folder.close)
-        _run(config, table, folder)
+    """Go on with the splits that are not finished; arguments and errors of `study.resume`."""
+    study.resume(path, UciConfig, open_table, _run)
 
 
 def open_table(config: UciConfig) -> Table:
@@ -104,57 +64,21 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"mean": mean, "se": math.sqrt(variance / len(values))}
 
 
-def split_file(folder: Path, number: int) -> Path:
-    """File of the results of a split."""
-    return folder / "splits" / f"split_{number:02d}.json"
-
-
-def read_split(folder: Path, number: int) -> dict[str, Any] | None:
-    """Results of a split, None if it is not finished.
-
-    Raises:
-        ConfigError: The file is damaged.
-    """
-    file = split_file(folder, number)
-    if not file.is_file():
-        return None
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ConfigError(f"{str(file)!r} is damaged: {error}; remove it to train that split again") from error
+def _name(number: int) -> str:
+    return f"split_{number:02d}"
 
 
 def _run(config: UciConfig, table: Table, folder: RunFolder) -> None:
-    numbers = config.split_numbers()
-    done = {n: found for n in numbers if (found := read_split(folder.path, n)) is not None}
-    left = [n for n in numbers if n not in done]
+    numbers = {_name(number): number for number in config.split_numbers()}
     title = f"{config.method} {table.name}"
-    resume = f"{PROGRAM} uci --resume {shlex.quote(str(folder.path))}"
-    view = ProgressView(title, len(numbers), len(done), folder.log)
-    view.unit = "splits"
-    folder.log(f"start with {len(left)} of {len(numbers)} splits")
+    plan = study.Plan(title, "splits", list(numbers), f"{PROGRAM} uci --resume {shlex.quote(str(folder.path))}")
     start = time.perf_counter()
-    with ExitStack() as stack:
-        flag = stack.enter_context(InterruptFlag())
-        stack.enter_context(failures_to(folder, resume))
-        stack.enter_context(view)
-        stack.enter_context(warnings_to(view))
-        (folder.path / "splits").mkdir(exist_ok=True)
-        for number, found in _results(config, table, left, flag):
-            atomic.write_json(split_file(folder.path, number), found)
-            done[number] = found
+    with study.session(plan, folder) as work:
+        for number, found in _results(config, table, [numbers[name] for name in work.left], work):
             folder.metrics.write(number, {name: float(found[name]) for name in (*METRICS, "seconds")})
-            numbers_shown = {
-                "rmse": f"{found['rmse']:.4g}",
-                "loglik": f"{found['loglik_pointwise']:.4g}",
-                "seconds": f"{found['seconds']:.1f}",
-            }
-            view.say(f"split {number}: " + "  ".join(f"{name} {text}" for name, text in numbers_shown.items()))
-            view.update(len(done), {}, last=len(done) == len(numbers))
-        if len(done) < len(numbers):
-            folder.log(f"interrupted by {flag.name} after {len(done)} of {len(numbers)} splits")
-            raise InterruptedRunError(resume)
-        results = _summarize(config, table, [done[n] for n in numbers], time.perf_counter() - start)
+            told = f"rmse {found['rmse']:.4g}  loglik {found['loglik_pointwise']:.4g}  seconds {found['seconds']:.1f}"
+            work.keep(_name(number), found, f"split {number}: {told}")
+        results = _summarize(config, table, [work.done[name] for name in numbers], time.perf_counter() - start)
         folder.write_results(results)
     text = "  ".join(f"{name} {results[name]['mean']:.4g} +- {results[name]['se']:.2g}" for name in METRICS[:3])
     folder.log(f"done: {text}")
@@ -162,19 +86,15 @@ def _run(config: UciConfig, table: Table, folder: RunFolder) -> None:
     print(f"run folder: {folder.path}")
 
 
-def _results(config: UciConfig, table: Table, left: Sequence[int], flag: InterruptFlag) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Splits as they finish; ends early when a signal arrives."""
+def _results(config: UciConfig, table: Table, left: Sequence[int], work: study.Study) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Splits as they finish.
+
+    Raises:
+        StoppedError: A signal arrived; splits that were finished before have been yielded.
+    """
     if config.workers == 1 or len(left) < 2:
-
-        def check() -> None:
-            if flag.is_set:
-                raise SplitStoppedError
-
         for number in left:
-            try:
-                yield number, _one(config, table, number, check)
-            except SplitStoppedError:
-                return
+            yield number, _one(config, table, number, work.check)
         return
     # Spawned, not forked: torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -189,12 +109,14 @@ def _results(config: UciConfig, table: Table, left: Sequence[int], flag: Interru
                     found = future.result()
                     if found is not None:
                         yield number, found
-                if flag.is_set and not stop.is_set():
+                if work.flag.is_set and not stop.is_set():
                     stop.set()
         finally:
             stop.set()
             for future in pending:
                 future.cancel()
+    if work.left:
+        work.check()
 
 
 def _one(config: UciConfig, table: Table, number: int, check: Callable[[], None]) -> dict[str, Any]:
@@ -216,12 +138,12 @@ def _in_worker(config: UciConfig, number: int) -> dict[str, Any] | None:
 
     def check() -> None:
         if stop.is_set():
-            raise SplitStoppedError
+            raise study.StoppedError
 
     try:
         check()
         return _one(config, open_table(config), number, check)
-    except SplitStoppedError:
+    except study.StoppedError:
         return None
 
 

@@ -66,12 +66,14 @@ def _verbs() -> dict[str, Verb]:
     evaluate.add_argument("--out", metavar="DIR", help="folder of the files (default: the folder given)")
 
     compare = verb_parser(
-        f"{PROGRAM} compare --config FILE --out DIR [--KEY VALUE ...]",
-        "Tune the natural gradient and Adam by grids of one size, run both with the same seeds, and print means and paired differences.",
+        f"{PROGRAM} compare --config FILE --out DIR [--KEY VALUE ...]\n       {PROGRAM} compare --resume DIR",
+        "Tune the natural gradient and Adam by grids of one size, run both with the same seeds, and print means and paired differences; a "
+        "finished training is never repeated.",
         CompareConfig,
     )
     compare.add_argument("--config", metavar="FILE", help=preset)
     compare.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
+    compare.add_argument("--resume", metavar="DIR", help="continue the comparison in this folder")
     compare.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
 
     uncertainty = verb_parser(
@@ -145,13 +147,9 @@ def _evaluate(options: Options) -> None:
 
 
 def _compare(options: Options) -> None:
-    config = read_config(CompareConfig, KIND, options.text("config"), options)
-    if options.flag("print_config"):
-        sys.stdout.write(schema.to_yaml(config))
-        return
-    from natgrad_apps.graphs.comparing import compare  # noqa: PLC0415
+    from natgrad_apps.graphs import comparing  # noqa: PLC0415 - seconds
 
-    compare(config, _folder(options.text("out")))
+    _start_or_resume(options, CompareConfig, comparing.compare, comparing.resume)
 
 
 def _plot(options: Options) -> None:

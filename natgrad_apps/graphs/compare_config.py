@@ -9,6 +9,9 @@ from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs.config import NonNegative, Rate, TrainConfig
 from natgrad_apps.runner.hints import Range
 
+TUNE_SEED = 100_000
+"""Seeds of the grid begin here, away from those of the runs that are reported."""
+
 
 @dataclass(frozen=True)
 class CompareConfig(TrainConfig):
@@ -55,6 +58,10 @@ class CompareConfig(TrainConfig):
             given = f"{len(self.natural_gradient_lr)} and {len(self.adam_lr)}"
             raise ConfigError(
                 f"natural_gradient_lr and adam_lr must be lists of the same length, so that both grids have one size; got {given}"
+            )
+        if self.seed + self.seeds > TUNE_SEED:
+            raise ConfigError(
+                f"seed + seeds must be at most {TUNE_SEED}, where the seeds of the grid begin, got {self.seed} + {self.seeds}"
             )
         if self.task != "nodes":
             raise ConfigError(f"compare is for task nodes, got {self.task!r}; run train with each optimizer instead")

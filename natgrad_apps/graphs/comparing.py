@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import shlex
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,14 @@ from typing import Any
 import torch
 
 from natgrad_apps.graphs import runs
-from natgrad_apps.graphs.compare_config import CompareConfig
+from natgrad_apps.graphs.compare_config import TUNE_SEED, CompareConfig
 from natgrad_apps.graphs.config import TrainConfig
 from natgrad_apps.graphs.data import GraphData
-from natgrad_apps.runner import schema
-from natgrad_apps.runner.folder import RunFolder, check_new
-from natgrad_apps.runner.guards import failures_to
+from natgrad_apps.graphs.splits import Split
+from natgrad_apps.runner import study
+from natgrad_apps.runner.folder import RunFolder
 
-TUNE_SEED = 100_000
-"""Seeds of the grid begin here, away from those of the runs that are reported."""
+OPTIMIZERS = ("natural_gradient", "adam")
 
 Say = Callable[[str], None]
 Run = Callable[[TrainConfig, GraphData], "Outcome"]
@@ -55,6 +55,12 @@ class Outcome:
     epochs: int
     epochs_to_target: int | None
     seconds: float
+
+    @classmethod
+    def read(cls, saved: Mapping[str, Any]) -> Outcome:
+        """From a JSON file, where NaN (a split without validation nodes, say) is null."""
+        found: dict[str, Any] = {name: math.nan if value is None else value for name, value in saved.items()}
+        return cls(**{**found, "epochs_to_target": saved["epochs_to_target"]})
 
 
 @dataclass(frozen=True)
@@ -96,15 +102,17 @@ class Contestant:
 _MEASURED = ("test_accuracy", "nll", "ece", "best_epoch", "seconds", "val_accuracy")
 
 
-def run_once(config: TrainConfig, data: GraphData) -> Outcome:
+def run_once(config: TrainConfig, data: GraphData, check: Callable[[], None] = lambda: None) -> Outcome:
     """Train once.
 
     Args:
         config: The run.
         data: The whole graph.
+        check: Called before every epoch; it may raise to give the run up.
     """
     trainer = runs.open_trainer(config, data)
     while not trainer.done:
+        check()
         trainer.run_epoch()
     trainer.load_best()
     _, val, test = trainer.evaluate()
@@ -136,59 +144,73 @@ def contest(config: CompareConfig, data: GraphData, say: Say, run: Run = run_onc
     Returns:
         Natural gradient and Adam.
     """
-    names = ("natural_gradient", "adam")
-    tuned = {name: _tune(config, data, name, say, run) for name in names}
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in names}
+    tuned = {name: _tune(config, data, name, say, run) for name in OPTIMIZERS}
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in OPTIMIZERS}
     for k in range(config.seeds):
-        for name in names:
+        for name in OPTIMIZERS:
             done = run(_with(config, name, tuned[name][0], config.seed + k), data)
             outcomes[name].append(done)
             say(f"seed {done.seed} {name}: test {100 * done.test_accuracy:.2f}%, epoch {done.best_epoch}, {done.seconds:.1f} s")
-    return [Contestant(name, *tuned[name], outcomes[name]) for name in names]
+    return [Contestant(name, *tuned[name], outcomes[name]) for name in OPTIMIZERS]
 
 
 def compare(config: CompareConfig, out: Path) -> None:
-    """Run the comparison, print the table, and leave ``results.json``.
+    """Run the comparison, print the table, and leave ``results.json``; arguments and errors of `study.start`."""
+    study.start(config, out, _open, _run)
 
-    Args:
-        config: What to compare.
-        out: A folder that does not exist or is empty.
 
-    Raises:
-        ConfigError: The configuration or the data cannot be used; nothing has been written then.
-        RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
-    """
-    check_new(out)
-    start = time.perf_counter()
+def resume(path: Path) -> None:
+    """Go on with the trainings that are not finished; arguments and errors of `study.resume`."""
+    study.resume(path, CompareConfig, _open, _run)
+
+
+def _open(config: CompareConfig) -> tuple[GraphData, Split]:
+    """The data, with a network that could be trained on it."""
     data = runs.open_data(config)
-    trainer = runs.open_trainer(config.run(), data)
-    folder = RunFolder.create(out, schema.to_yaml(config))
-    try:
-        with failures_to(folder, f"{runs.PROGRAM} compare --config {out}/config.yaml --out NEW"):
+    return data, runs.open_trainer(config.run(), data).split
 
-            def say(text: str) -> None:
-                folder.log(text)
-                print(text, flush=True)
 
-            say(f"{data.name}, {trainer.split}; {config.seeds} paired seeds from {config.seed}")
-            contestants = contest(config, data, say)
-            results: dict[str, Any] = {
-                "runner": runs.PROGRAM,
-                "dataset": data.name,
-                "split": {"name": trainer.split.name, "text": str(trainer.split)},
-                "model": config.model.name,
-                "target": config.target,
-                **{c.name: c.summary() for c in contestants},
-                "paired_difference": paired(contestants[0], contestants[1]),
-                "seeds": [config.seed + k for k in range(config.seeds)],
-                "duration_seconds": time.perf_counter() - start,
-                **runs.origin(torch.device(runs.resolve_device(config.device))),
-            }
-            folder.write_results(results)
-            say(table(contestants))
-            say(f"run folder: {folder.path}")
-    finally:
-        folder.close()
+def _run(config: CompareConfig, opened: tuple[GraphData, Split], folder: RunFolder) -> None:
+    data, split = opened
+    names = [_name(_with(config, o, p, TUNE_SEED + k)) for o in OPTIMIZERS for p in _points(config, o) for k in range(config.tune_seeds)]
+    names += [_name(_with(config, o, _points(config, o)[0], config.seed + k)) for o in OPTIMIZERS for k in range(config.seeds)]
+    command = f"{runs.PROGRAM} compare --resume {shlex.quote(str(folder.path))}"
+    plan = study.Plan(f"{config.model.name} on {data.name}", "trainings", list(dict.fromkeys(names)), command)
+    start = time.perf_counter()
+    with study.session(plan, folder) as work:
+
+        def remembered(run: TrainConfig, data: GraphData) -> Outcome:
+            name = _name(run)
+            if name not in work.done:
+                work.keep(name, asdict(run_once(run, data, work.check)))
+            return Outcome.read(work.done[name])
+
+        work.view.say(f"{data.name}, {split}; {config.seeds} paired seeds from {config.seed}")
+        contestants = contest(config, data, work.view.say, remembered)
+        results: dict[str, Any] = {
+            "runner": runs.PROGRAM,
+            "dataset": data.name,
+            "split": {"name": split.name, "text": str(split)},
+            "model": config.model.name,
+            "target": config.target,
+            **{c.name: c.summary() for c in contestants},
+            "paired_difference": paired(contestants[0], contestants[1]),
+            "seeds": [config.seed + k for k in range(config.seeds)],
+            "wall_seconds_of_this_session": time.perf_counter() - start,
+            **runs.origin(torch.device(runs.resolve_device(config.device))),
+        }
+        folder.write_results(results)
+    text = table(contestants)
+    folder.log(text)
+    print(text)
+    print(f"run folder: {folder.path}")
+
+
+def _name(run: TrainConfig) -> str:
+    """Name of a training; those of the grid have seeds of their own."""
+    optimizer = run.optimizer
+    point = f"_lr_{optimizer.lr:g}_decay_{optimizer.weight_decay:g}" if run.seed >= TUNE_SEED else ""
+    return f"{optimizer.name}{point}_seed_{run.seed}"
 
 
 def paired(first: Contestant, second: Contestant) -> dict[str, float]:
@@ -221,17 +243,23 @@ def table(contestants: Sequence[Contestant]) -> str:
 
 def _tune(config: CompareConfig, data: GraphData, name: str, say: Say, run: Run) -> tuple[Point, list[tuple[Point, float]]]:
     """The point with the highest mean validation accuracy at the chosen epoch; the first one wins a tie."""
-    rates = config.natural_gradient_lr if name == "natural_gradient" else config.adam_lr
-    decays = config.weight_decay or [config.optimizer.weight_decay]
     if config.tune_seeds == 0:
-        return Point(rates[0], config.optimizer.weight_decay), []
+        return Point(_rates(config, name)[0], config.optimizer.weight_decay), []
     scores = []
-    for lr, decay in itertools.product(rates, decays):
-        point = Point(lr, decay)
+    for point in _points(config, name):
         found = [run(_with(config, name, point, TUNE_SEED + k), data) for k in range(config.tune_seeds)]
         scores.append((point, statistics.mean(o.val_accuracy for o in found)))
-        say(f"grid {name} lr {lr:g} weight decay {decay:g}: validation {100 * scores[-1][1]:.2f}%")
+        say(f"grid {name} lr {point.lr:g} weight decay {point.weight_decay:g}: validation {100 * scores[-1][1]:.2f}%")
     return max(scores, key=lambda pair: pair[1])[0], scores
+
+
+def _rates(config: CompareConfig, name: str) -> list[float]:
+    return config.natural_gradient_lr if name == "natural_gradient" else config.adam_lr
+
+
+def _points(config: CompareConfig, name: str) -> list[Point]:
+    decays = config.weight_decay or [config.optimizer.weight_decay]
+    return [Point(lr, decay) for lr, decay in itertools.product(_rates(config, name), decays)]
 
 
 def _with(config: CompareConfig, name: str, point: Point, seed: int) -> TrainConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
@@ -16,12 +16,13 @@ from natgrad_apps.runner.progress import ProgressView
 
 
 @contextmanager
-def failures_to(folder: RunFolder, resume: str) -> Iterator[None]:
+def failures_to(folder: RunFolder, resume: str, kept: Callable[[], bool] | None = None) -> Iterator[None]:
     """Write the traceback of a failure to the log, and pass on one line.
 
     Args:
         folder: Of the run.
-        resume: The command that continues the run; told if there is a checkpoint.
+        resume: The command that continues the run; told if something is kept.
+        kept: Whether something is; None asks for a checkpoint.
 
     Raises:
         RunFailedError: In place of any error that is no bad input and no interruption.
@@ -33,7 +34,8 @@ def failures_to(folder: RunFolder, resume: str) -> Iterator[None]:
     except Exception as error:
         folder.log(traceback.format_exc())
         what = " ".join(str(error).split()) or "no message"
-        hint = f"; to go on: {resume}" if folder.checkpoints.steps() else ""
+        can_resume = bool(folder.checkpoints.steps()) if kept is None else kept()
+        hint = f"; to go on: {resume}" if can_resume else ""
         raise RunFailedError(f"{type(error).__name__}: {what}; the traceback is in {folder.path / 'log.txt'}{hint}") from error
 
 

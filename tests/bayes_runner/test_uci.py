@@ -93,7 +93,7 @@ def test_a_damaged_split_file_is_told(tmp_path: Path, capsys: pytest.CaptureFixt
     (run / "results.json").unlink()
     (run / "splits" / "split_00.json").write_text("{")
     assert main(["uci", "--resume", str(run)]) == 2
-    assert "remove it to train that split again" in capsys.readouterr().err
+    assert "remove it to have that training done again" in capsys.readouterr().err
 
 
 def test_a_split_that_is_not_published_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from natgrad_apps._resources import available_configs
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.graphs import runs
+from natgrad_apps.graphs import comparing, runs
 from natgrad_apps.graphs.cli import main
 from natgrad_apps.graphs.compare_config import CompareConfig
 from natgrad_apps.graphs.config import DataConfig, ModelConfig, OptimizerConfig, PseudoConfig, TrainConfig
@@ -232,6 +232,49 @@ def test_compare(tables: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert results["paired_difference"]["mean"] == pytest.approx(sum(gains) / 3)
 
 
+def test_an_interrupted_comparison_goes_on_where_it_was(
+    tables: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = ["--seeds", "2", "--tune_seeds", "1", "--natural_gradient_lr", "[0.1]", "--adam_lr", "[0.05]", "--weight_decay", "[5e-4, 0]"]
+    words = ["compare", *words_of(tables), "--epochs", "4", *grid, "--out"]
+    assert main([*words, str(tmp_path / "whole")]) == 0
+    trained: list[int] = []
+
+    def trains(limit: int) -> None:
+        def run_once(config: TrainConfig, data: Any, check: Any) -> comparing.Outcome:
+            if len(trained) == limit:
+                os.kill(os.getpid(), signal.SIGTERM)
+            trained.append(config.seed)
+            return once(config, data, check)
+
+        once = own
+        monkeypatch.setattr(comparing, "run_once", run_once)
+
+    own = comparing.run_once
+    trains(5)
+    out = tmp_path / "parts"
+    assert main([*words, str(out)]) == 130
+    assert f"natgrad-graph compare --resume {out}" in capsys.readouterr().err
+    assert len(list((out / "trainings").glob("*.json"))) == 5
+    assert not (out / "results.json").exists()
+    trained.clear()
+    trains(-1)
+    assert main(["compare", "--resume", str(out)]) == 0
+    assert trained == [0, 1, 1]  # both optimizers with two seeds, of which one was finished
+    timed = {"seconds", "milliseconds_per_epoch", "wall_seconds_of_this_session"}
+
+    def untimed(value: Any) -> Any:
+        if isinstance(value, list):
+            return [untimed(v) for v in value]
+        return {k: untimed(v) for k, v in value.items() if k not in timed} if isinstance(value, dict) else value
+
+    whole, parts = (untimed(json.loads((tmp_path / name / "results.json").read_text())) for name in ("whole", "parts"))
+    assert parts == whole
+    capsys.readouterr()
+    assert main(["compare", "--resume", str(out)]) == 0
+    assert "is complete" in capsys.readouterr().out
+
+
 def test_check_writes_nothing(
     tables: DataConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -266,6 +309,8 @@ def test_bad_input(words: list[str], message: str, tmp_path: Path, capsys: pytes
 def test_grids_of_compare_have_one_size() -> None:
     with pytest.raises(ConfigError, match=r"must be lists of the same length.*got 1 and 2"):
         CompareConfig(natural_gradient_lr=[0.1])
+    with pytest.raises(ConfigError, match=r"at most 100000, where the seeds of the grid begin, got 99999 \+ 2"):
+        CompareConfig(seed=99_999, seeds=2)
     with pytest.raises(ConfigError, match="must be natural_gradient"):
         CompareConfig(optimizer=OptimizerConfig(name="adam"))
 
