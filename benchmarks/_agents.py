@@ -141,7 +141,7 @@ def train(
         def measure(episodes: int = config.evaluation.episodes, first: int = PERIODIC_SEED) -> float:
             return evaluate(model, test, episodes, config.seed + first, deterministic=config.evaluation.deterministic).mean
 
-        watch = _Watch(config.evaluation.every_steps, measure)
+        watch = _Watch(config.evaluation.every_steps, measure, f"{settings.id} {type(model).__name__} seed {config.seed}")
         start = time.perf_counter()
         model.learn(config.total_timesteps, watch)
         seconds = time.perf_counter() - start
@@ -159,11 +159,12 @@ class _Watch(BaseCallback):
     Args:
         every: Environment steps between two evaluations.
         measure: Mean return of an evaluation.
+        name: Of the training, in the line that each evaluation prints.
     """
 
-    def __init__(self, every: int, measure: Callable[[], float]) -> None:
+    def __init__(self, every: int, measure: Callable[[], float], name: str) -> None:
         super().__init__()
-        self._every, self._measure = every, measure
+        self._every, self._measure, self._name = every, measure, name
         self._next, self._score = every, -math.inf
         self.curve: list[tuple[int, float]] = []
         self._policy: dict[str, Any] = {}
@@ -178,6 +179,7 @@ class _Watch(BaseCallback):
         """Evaluate the policy of this moment."""
         score = self._measure()
         self.curve.append((self.num_timesteps, score))
+        print(f"{self._name}, {self.num_timesteps:,} steps: {score:.1f}", flush=True)
         if score > self._score:
             self._score, self._policy = score, copy.deepcopy(self.model.policy.state_dict())
             normalization = find_normalization(self.training_env)
