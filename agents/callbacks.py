@@ -5,19 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import KVWriter
-from torch.utils.tensorboard import SummaryWriter
 
 from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.evaluation import Evaluation
 from natgrad_apps.runner.interrupts import InterruptFlag
-from natgrad_apps.runner.metrics import MetricsFile
 from natgrad_apps.runner.processes import ALONE, Processes
 from natgrad_apps.runner.progress import ProgressView
 
@@ -278,35 +273,6 @@ class FollowerCallback(BaseCallback):
 def count_others(agent: ACKTR, processes: Processes) -> None:
     """Add the steps that the other processes have made in a rollout: the counter is that of the run."""
     agent.num_timesteps += (processes.size - 1) * agent.n_steps * agent.n_envs
-
-
-class RunWriter(KVWriter):
-    """Sends what SB3's logger dumps to ``metrics.csv`` and to TensorBoard.
-
-    Args:
-        metrics: The CSV file.
-        folder: Folder of the TensorBoard events.
-        from_step: Step after which older events are void, for a resumed run; None for a new one.
-    """
-
-    def __init__(self, metrics: MetricsFile, folder: Path, from_step: int | None) -> None:
-        self.metrics = metrics
-        self._events = SummaryWriter(str(folder), purge_step=None if from_step is None else from_step + 1)
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        """Write one row; what is no number is left out."""
-        numbers = {k: v for k, v in key_values.items() if isinstance(v, (int, float, np.number)) and not isinstance(v, bool)}
-        plain = {k: int(v) if isinstance(v, (int, np.integer)) else float(v) for k, v in numbers.items()}
-        self.metrics.write(step, plain)
-        for name, value in plain.items():
-            if "tensorboard" not in (key_excluded.get(name) or ()):
-                self._events.add_scalar(name, value, step)
-        self._events.flush()
-
-    def close(self) -> None:
-        """Close both."""
-        self.metrics.close()
-        self._events.close()
 
 
 def _crossed(before: int, now: int, every: int) -> bool:

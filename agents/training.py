@@ -15,11 +15,12 @@ import natgrad_apps
 from natgrad_apps.agents import parallel, snapshot
 from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.building import build_agent
-from natgrad_apps.agents.callbacks import EvaluationInterruptedError, Hooks, Progress, RunCallback, RunWriter
+from natgrad_apps.agents.callbacks import EvaluationInterruptedError, Hooks, Progress, RunCallback
 from natgrad_apps.agents.config import PROGRAM, TrainConfig
 from natgrad_apps.agents.environments import close, find_normalization, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
+from natgrad_apps.agents.writing import RunWriter
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, provenance, schema
 from natgrad_apps.runner.folder import RunFolder, check_new
