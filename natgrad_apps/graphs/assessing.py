@@ -71,7 +71,7 @@ def resume(path: Path) -> None:
         if run is None:
             return
         assessment = open_assessment(run.config)
-        _load(run.files, assessment)
+        load(run.files, assessment)
         run.folder.metrics.cut(assessment.epochs)
         _Session(run.config_yaml, run.folder, assessment).run()
 
@@ -289,7 +289,12 @@ def describe(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _load(files: Mapping[str, bytes], assessment: Assessment) -> None:
+def load(files: Mapping[str, bytes], assessment: Assessment) -> None:
+    """Bring the fits to the state of a checkpoint.
+
+    Raises:
+        ConfigError: It has no such state, or that of other fits.
+    """
     if runs.STATE not in files:
         raise ConfigError(f"the checkpoint has no {runs.STATE}")
     try:

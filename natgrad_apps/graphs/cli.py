@@ -137,12 +137,13 @@ def _start_or_resume(options: Options, kind: type[C], start: Callable[[C, Path],
 
 
 def _evaluate(options: Options) -> None:
-    from natgrad_apps.graphs.evaluating import evaluate  # noqa: PLC0415
+    from natgrad_apps.graphs import assessed, evaluating  # noqa: PLC0415
 
     path, out, device = options.text("path"), options.text("out"), options.text("device")
     assert path is not None  # the parser requires it
     if device is not None and device not in DEVICES:
         raise unknown_name("device", device, DEVICES)
+    evaluate = assessed.evaluate if assessed.is_assessment(Path(path)) else evaluating.evaluate
     evaluate(Path(path), None if out is None else Path(out), device)
 
 
@@ -153,9 +154,18 @@ def _compare(options: Options) -> None:
 
 
 def _plot(options: Options) -> None:
-    from natgrad_apps.graphs import evaluating, plotting  # noqa: PLC0415
+    from natgrad_apps.graphs import assessed, evaluating, plotting  # noqa: PLC0415
 
     paths, out = options.paths("paths"), options.text("out")
+    posteriors = [path for path in paths if assessed.is_assessment(path)]
+    if posteriors:
+        if len(paths) > 1 or out is not None:
+            raise ConfigError(
+                f"{str(posteriors[0])!r} is a run of uncertainty, which has pictures of its own: plot it alone, without --out"
+            )
+        for picture in assessed.open_report(paths[0]).pictures(paths[0] / "figures"):
+            print(picture)
+        return
     default = paths[0] / "figures" / "curves.png" if len(paths) == 1 else Path("curves.png")
     target = default if out is None else Path(out)
     if target.suffix.lower() != ".png":

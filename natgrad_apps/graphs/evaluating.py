@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,29 @@ from natgrad_apps.graphs.training import describe_result
 from natgrad_apps.runner import atomic, checkpoints, schema
 from natgrad_apps.runner.checkpoints import CheckpointStore
 from natgrad_apps.runner.yaml_text import read_yaml
+
+
+def open_files(path: Path) -> Mapping[str, bytes]:
+    """The files of a checkpoint, of which one is ``config.yaml``.
+
+    Args:
+        path: A run folder, of which it is the last, or a checkpoint.
+
+    Raises:
+        ConfigError: There is no intact checkpoint.
+    """
+    if not path.exists():
+        raise ConfigError(f"there is no {str(path)!r}; give a run folder or a checkpoint")
+    if (path / checkpoints.MANIFEST).is_file():
+        saved = checkpoints.load(path)
+    else:
+        store = CheckpointStore(path / "checkpoint")
+        if not store.steps():
+            raise ConfigError(f"{str(path)!r} is neither a run folder with a checkpoint nor a checkpoint")
+        saved = checkpoints.load(store.find())
+    if runs.CONFIG not in saved.files:
+        raise ConfigError(f"the checkpoint {saved.folder} has no {runs.CONFIG}")
+    return saved.files
 
 
 def open_checkpoint(path: Path, device: str | None = None) -> tuple[Learner, Path]:
@@ -29,22 +53,12 @@ def open_checkpoint(path: Path, device: str | None = None) -> tuple[Learner, Pat
     Raises:
         ConfigError: There is no intact checkpoint, or its data is gone.
     """
-    if not path.exists():
-        raise ConfigError(f"there is no {str(path)!r}; give a run folder or a checkpoint")
-    if (path / checkpoints.MANIFEST).is_file():
-        saved = checkpoints.load(path)
-    else:
-        store = CheckpointStore(path / "checkpoint")
-        if not store.steps():
-            raise ConfigError(f"{str(path)!r} is neither a run folder with a checkpoint nor a checkpoint")
-        saved = checkpoints.load(store.find())
-    if runs.CONFIG not in saved.files:
-        raise ConfigError(f"the checkpoint {saved.folder} has no {runs.CONFIG}")
-    config = schema.read(TrainConfig, read_yaml(saved.files[runs.CONFIG].decode(), runs.CONFIG))
+    files = open_files(path)
+    config = schema.read(TrainConfig, read_yaml(files[runs.CONFIG].decode(), runs.CONFIG))
     if device is not None:
         config = dataclasses.replace(config, device=device)  # type: ignore[arg-type]
     trainer = runs.open_learner(config)
-    runs.unpack(saved.files, trainer)
+    runs.unpack(files, trainer)
     trainer.load_best()
     return trainer, path
 

@@ -64,6 +64,17 @@ def test_a_run_leaves_numbers_nodes_and_pictures(words: list[str], tmp_path: Pat
     assert len((out / "metrics.csv").read_text().splitlines()) == 9
     assert main(["uncertainty", "--resume", str(out)]) == 0
     assert "is complete" in capsys.readouterr().out
+    other = tmp_path / "other"
+    assert main(["evaluate", str(out), "--out", str(other)]) == 0
+    assert "conformal sets" in capsys.readouterr().out
+    again = json.loads((other / "evaluation.json").read_text())
+    assert {key: found[key] for key in again if key != "machine"} == {key: again[key] for key in again if key != "machine"}
+    assert (other / "nodes.csv").read_text() == (out / "nodes.csv").read_text()
+    (out / "figures" / "uncertainty.png").unlink()
+    assert main(["plot", str(out)]) == 0
+    assert (out / "figures" / "uncertainty.png").stat().st_size > 10_000
+    assert main(["plot", str(out), "--out", str(other / "a.png")]) == 2
+    assert "plot it alone" in capsys.readouterr().err
 
 
 def test_interrupted_run_goes_on(
@@ -85,6 +96,8 @@ def test_interrupted_run_goes_on(
     monkeypatch.setattr(Assessment, "run_epoch", stopping)
     assert main(["uncertainty", *settings, "--out", str(parts)]) == 130
     assert f"uncertainty --resume {parts}" in capsys.readouterr().err
+    assert main(["evaluate", str(parts)]) == 2
+    assert "20 of 24 epochs of its fits are done; finish it first" in capsys.readouterr().err
     monkeypatch.setattr(Assessment, "run_epoch", run_epoch)
     assert main(["uncertainty", "--resume", str(parts)]) == 0
     for name in ("metrics.csv", "nodes.csv"):
