@@ -26,7 +26,7 @@ from natgrad_apps.bayes import (
     Vprop,
 )
 from natgrad_apps.bayes.methods.base import Method
-from natgrad_apps.bayes.methods.noisy import NoisyLearner
+from natgrad_apps.bayes.methods.noisy_learner import NoisyLearner
 from tests.bayes._dense import dense_kl, largest_z, precision_matrix, sample_covariance
 
 pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.filterwarnings("ignore:.*have no layer adapter")]
