@@ -53,8 +53,8 @@ class Batch:
 def collect(agent: ContextualAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, steps: int) -> Context | None:
     """Fill the buffer with the agent's own steps, as SB3 does, and keep what its policy has read beside the observations.
 
-    Memory is carried from one rollout to the next in ``agent.states_for`` and emptied where an episode begins. The value of the last
-    observation of an episode that was cut off by a time limit is that after its own history.
+    Memory is carried from one rollout to the next by the agent (`keep_states`, `states_for`) and emptied where an episode begins. The
+    value of the last observation of an episode that was cut off by a time limit is that after its own history.
 
     Args:
         agent: Its policy is a `ContextualPolicy`.

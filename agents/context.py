@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
@@ -75,7 +75,7 @@ class ContextualPolicy(ActorCriticPolicy):
         """
         del count
         if given is not None:
-            raise ConfigError(f"action_masks were given to {type(self).__name__}, which reads none; use 'MaskableMlpPolicy' or its like")
+            raise unread_masks(self)
         return None
 
     def initial_states(self, count: int) -> Tensor | None:
@@ -123,6 +123,11 @@ class ContextualPolicy(ActorCriticPolicy):
         with self.given(context):
             actions, _ = super().predict(observation, None, None, deterministic)
             return actions, self.pack_state()
+
+
+def unread_masks(policy: BasePolicy) -> ConfigError:
+    """The error for masks that were given to a policy which reads none."""
+    return ConfigError(f"action_masks were given to {type(policy).__name__}, which reads none; use 'MaskableMlpPolicy' or its like")
 
 
 def given(policy: ActorCriticPolicy, context: Context) -> contextlib.AbstractContextManager[None]:

@@ -11,8 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from natgrad_apps.agents.collecting import Batch, collect
-from natgrad_apps.agents.context import EMPTY, Array, Context, ContextualPolicy, State
-from natgrad_apps.errors import ConfigError
+from natgrad_apps.agents.context import EMPTY, Array, Context, ContextualPolicy, State, unread_masks
 
 
 class ContextualAlgorithm(OnPolicyAlgorithm):
@@ -59,9 +58,7 @@ class ContextualAlgorithm(OnPolicyAlgorithm):
         if isinstance(self.policy, ContextualPolicy):
             return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
         if action_masks is not None:
-            raise ConfigError(
-                f"action_masks were given to {type(self.policy).__name__}, which reads none; use 'MaskableMlpPolicy' or its like"
-            )
+            raise unread_masks(self.policy)
         return super().predict(observation, state, episode_start, deterministic)
 
     def states_for(self, count: int) -> Tensor | None:
