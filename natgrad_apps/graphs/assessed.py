@@ -8,9 +8,9 @@ from pathlib import Path
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.graphs import runs
 from natgrad_apps.graphs.assessing import NODES, Report, describe, load, open_assessment
-from natgrad_apps.graphs.evaluating import open_files
+from natgrad_apps.graphs.evaluating import open_files, write_evaluation
 from natgrad_apps.graphs.posterior_config import UncertaintyConfig
-from natgrad_apps.runner import atomic, schema
+from natgrad_apps.runner import schema
 from natgrad_apps.runner.yaml_text import read_yaml
 
 
@@ -60,11 +60,4 @@ def evaluate(path: Path, out: Path | None, device: str | None) -> None:
     report = open_report(path, device)
     found = {**report.numbers(), **runs.origin(report.assessment.device)}
     print(describe(found))
-    target = out or path
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        atomic.write_json(target / "evaluation.json", found)
-        atomic.write_text(target / NODES, report.table())
-    except OSError as error:
-        raise ConfigError(f"{str(target)!r} cannot be written: {error.strerror}") from error
-    print(f"written: {target / 'evaluation.json'}, {target / NODES}")
+    write_evaluation(out or path, found, NODES, report.table())

@@ -86,11 +86,25 @@ def evaluate(path: Path, out: Path | None, device: str | None) -> None:
     for part in ("train", "val", "test"):
         if result[part] is not None:
             print(f"  {part:<6}" + "  ".join(f"{name} {value:.4g}" for name, value in result[part].items()))
-    target = out or owner
+    write_evaluation(out or owner, result, "predictions.csv", trainer.table())
+
+
+def write_evaluation(target: Path, result: Mapping[str, Any], name: str, table: str) -> None:
+    """Write ``evaluation.json`` and a table of predictions, and say where they are.
+
+    Args:
+        target: Their folder; made if there is none.
+        result: The measures.
+        name: File name of the table.
+        table: Its text.
+
+    Raises:
+        ConfigError: A file cannot be written.
+    """
     try:
         target.mkdir(parents=True, exist_ok=True)
         atomic.write_json(target / "evaluation.json", result)
-        atomic.write_text(target / "predictions.csv", trainer.table())
+        atomic.write_text(target / name, table)
     except OSError as error:
         raise ConfigError(f"{str(target)!r} cannot be written: {error.strerror}") from error
-    print(f"written: {target / 'evaluation.json'}, {target / 'predictions.csv'}")
+    print(f"written: {target / 'evaluation.json'}, {target / name}")

@@ -149,7 +149,7 @@ def session(plan: Plan, folder: RunFolder) -> Iterator[Study]:
         stack.enter_context(failures_to(folder, plan.resume, kept=lambda: bool(study.done)))
         stack.enter_context(study.view)
         stack.enter_context(warnings_to(study.view))
-        folder.log(f"start with {len(study.done)} of {len(plan.names)} {plan.unit}")
+        folder.log(f"start; {len(study.done)} of {len(plan.names)} {plan.unit} are finished")
         try:
             yield study
         except StoppedError as error:
