@@ -32,16 +32,12 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Job, Trained, load, run_missing, train
+from benchmarks._agents import FIRST_SEED, GAMES, Job, Trained, load, preset, run_missing, train
 from benchmarks._comparisons import COLUMNS, publish, rows, table
 from benchmarks._timing import environment
-from natgrad_apps._resources import config_path
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import TrainConfig
-from natgrad_apps.runner import schema
-from natgrad_apps.runner.arguments import read_file
 
-HUMAN = {"Pong": 9.3, "Breakout": 31.8, "BeamRider": 5775.0, "Qbert": 13455.0, "Seaquest": 20182.0, "SpaceInvaders": 1652.0}
 STEPS = {"Breakout": 2_000_000}
 """Environment steps of the quick form; a million elsewhere."""
 PACKAGES = ["torch", "numpy", "stable-baselines3", "gymnasium", "ale-py"]
@@ -60,20 +56,19 @@ def build(job: Job, config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
 
 def run(job: Job, total_timesteps: int | None, device: Any) -> Trained:
     """One training."""
-    config = schema.read(TrainConfig, read_file(config_path("agents", "atari")))
-    copies = config.environment.n_envs if job.learner == "ACKTR" else A2C_COPIES
-    settings = replace(config.environment, id=f"{job.environment}NoFrameskip-v4", n_envs=copies)
+    config = preset(job.environment)
+    settings = replace(config.environment, n_envs=config.environment.n_envs if job.learner == "ACKTR" else A2C_COPIES)
     total = total_timesteps or STEPS.get(job.environment, 1_000_000)
     evaluation = replace(config.evaluation, every_steps=min(100_000, total))
     config = replace(config, environment=settings, seed=job.seed, device=device, total_timesteps=total, evaluation=evaluation)
-    return train(config, settings, partial(build, job), HUMAN[job.environment])
+    return train(config, settings, partial(build, job), GAMES[job.environment])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, run what is missing, print the tables and curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the finished trainings")
-    parser.add_argument("--games", nargs="+", choices=list(HUMAN), default=["Pong"])
+    parser.add_argument("--games", nargs="+", choices=list(GAMES), default=["Pong"])
     parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS))
     parser.add_argument("--seeds", type=int, default=1, help="seeds of each learner (default 1)")
     parser.add_argument("--total-timesteps", type=int, help="environment steps of each training (default: 1 million, Breakout 2)")
@@ -83,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--report", action="store_true", help="train nothing")
     parser.add_argument("--write", action="store_true", help="put the table into docs/acktr.md")
     options = parser.parse_args(arguments)
-    games, seeds, total = (list(HUMAN), 3, 10_000_000) if options.full else (options.games, options.seeds, options.total_timesteps)
+    games, seeds, total = (list(GAMES), 3, 10_000_000) if options.full else (options.games, options.seeds, options.total_timesteps)
     console = Console(width=140)
     jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in games for learner in options.learners]
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device

@@ -12,14 +12,15 @@ pytest.importorskip("stable_baselines3")
 
 from benchmarks import acktr_ablations
 from benchmarks._agents import TUNED, Job, load, preset
+from benchmarks._variants import variants
 
 
-@pytest.mark.parametrize("variant", acktr_ablations.VARIANTS)
-def test_a_variant_changes_what_it_says_and_nothing_else(variant: str) -> None:
-    job = Job("HalfCheetah", variant, 100)
-    config, base = acktr_ablations.configured(job, 2048), preset("HalfCheetah")
+@pytest.mark.parametrize(("environment", "variant"), [(e, v) for e in ("HalfCheetah", "Breakout") for v in variants(e)])
+def test_a_variant_changes_what_it_says_and_nothing_else(environment: str, variant: str) -> None:
+    job = Job(environment, variant, 100)
+    config, base = acktr_ablations.configured(job, 2048), preset(environment)
     assert (config.seed, config.total_timesteps, config.environment) == (100, 2048, base.environment)
-    given = acktr_ablations.VARIANTS[variant]
+    given = variants(environment)[variant]
     changed = {name for name in vars(base.agent) if getattr(config.agent, name) != getattr(base.agent, name)}
     assert changed == {*given.agent, *(["natural_gradient"] if given.natural_gradient else [])}
     ours, theirs = config.agent.natural_gradient, base.agent.natural_gradient
@@ -30,6 +31,18 @@ def test_a_variant_changes_what_it_says_and_nothing_else(variant: str) -> None:
 @pytest.mark.parametrize("name", [*TUNED, "Ant"])
 def test_presets_of_an_environment_train_in_it(name: str) -> None:
     assert preset(name).environment.id == f"{name}-v5"
+
+
+def test_games_have_the_atari_preset() -> None:
+    settings = preset("Pong").environment
+    assert (settings.id, settings.preprocessing, settings.n_envs) == ("PongNoFrameskip-v4", "atari", 32)
+
+
+def test_variants_of_another_environment_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        acktr_ablations.main(["--out", str(tmp_path / "new"), "--environment", "Pong", "--variants", "preset", "gae"])
+    assert "no variants ['gae'] for Pong; legal: preset, batch_160" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_finished_trainings_are_found_again(tmp_path: Path) -> None:
