@@ -10,7 +10,7 @@ import binascii
 import io
 import json
 import zipfile
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ _KIND = "__kind__"
 def dump(tree: Any) -> bytes:
     """Bytes of a tree of None, booleans, integers, floats, texts, bytes, lists, tuples, deques, dictionaries, arrays and CPU tensors.
 
-    A tensor comes back as an array.
+    A tensor comes back as an array, an `OrderedDict` as a dictionary in the same order.
 
     Raises:
         TypeError: Something else is in the tree.
@@ -81,7 +81,7 @@ def _encode(value: Any, arrays: list[np.ndarray[Any, Any]]) -> Any:
         return {_KIND: "tuple", "value": [_encode(v, arrays) for v in value]}
     if type(value) is deque:
         return {_KIND: "deque", "value": [_encode(v, arrays) for v in value], "maxlen": value.maxlen}
-    if type(value) is dict:
+    if type(value) in {dict, OrderedDict}:  # SB3's vectorized environments give ordered ones
         return {_KIND: "dict", "value": [[_encode(k, arrays), _encode(v, arrays)] for k, v in value.items()]}
     kind = type(value).__name__
     raise TypeError(f"{kind} is no plain data; legal are numbers, texts, bytes, arrays, and lists, tuples, deques, dicts of them")
