@@ -79,7 +79,7 @@ def read_yaml(text: str, source: str) -> Table:
     try:
         documents = list(yaml.compose_all(text, Loader=yaml.SafeLoader))
     except (yaml.YAMLError, RecursionError) as error:
-        raise ConfigError(f"{source} is not valid YAML: {error}") from error
+        raise ConfigError(f"{source} is not valid YAML: {yaml_fault(error)}") from error
     if len(documents) > 1:
         raise ConfigError(f"{source} holds {len(documents)} YAML documents; one is needed")
     if not documents or documents[0] is None:
@@ -101,9 +101,23 @@ def read_value(text: str, place: str) -> Node:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{place}: {text!r} is not a valid list or mapping: {error}") from error
+        raise ConfigError(f"{place}: {text!r} is not a valid list or mapping: {yaml_fault(error, lines=False)}") from error
     assert node is not None
     return _convert(node, place, 0, lines=False)
+
+
+def yaml_fault(error: Exception, *, lines: bool = True) -> str:
+    """What PyYAML found wrong, and in which line, in one line of text.
+
+    Args:
+        error: What it raised.
+        lines: Whether to name the line.
+    """
+    if not isinstance(error, yaml.MarkedYAMLError):
+        return " ".join(str(error).split())
+    what = ", ".join(part for part in (error.context, error.problem) if part)
+    hint = "; indent with spaces" if "'\\t'" in what else ""
+    return (f"line {error.problem_mark.line + 1}: " if lines and error.problem_mark is not None else "") + what + hint
 
 
 def merge(base: Table, override: Table) -> Table:
@@ -180,8 +194,9 @@ def _plain(text: str) -> str:
     return sign + (stripped if stripped[:1].isdigit() else "0" + stripped)
 
 
-def _convert(node: yaml.Node, source: str, depth: int, lines: bool = True) -> Node:
-    place = f"{source}:{node.start_mark.line + 1}" if lines else source
+def _convert(node: yaml.Node, source: str, depth: int, lines: bool = True, key: yaml.Node | None = None) -> Node:
+    # A mapping begins a line below its key, and it is the key that messages name.
+    place = f"{source}:{(key or node).start_mark.line + 1}" if lines else source
     if depth > MAX_DEPTH:
         raise ConfigError(f"{place}: nested more than {MAX_DEPTH} levels deep")
     prefix, _, kind = str(node.tag).rpartition(":")
@@ -197,5 +212,5 @@ def _convert(node: yaml.Node, source: str, depth: int, lines: bool = True) -> No
             raise ConfigError(f"{place}: a key must be a word, not a {key.id}")
         if key.value in entries:
             raise ConfigError(f"{source}:{key.start_mark.line + 1}: the key {key.value!r} is given twice; keep one")
-        entries[str(key.value)] = _convert(value, source, depth + 1, lines)
+        entries[str(key.value)] = _convert(value, source, depth + 1, lines, key)
     return Table(entries, place)

@@ -71,6 +71,25 @@ def test_a_document_keeps_text_and_places() -> None:
     assert items.items == (Scalar("on", "file.yaml:3"), Scalar("012", "file.yaml:3", quoted=True))
 
 
+def test_a_value_below_its_key_is_named_by_the_line_of_the_key() -> None:
+    tree = read_yaml("# first\nenviroment:\n  id: x\n\nwidths:\n  - 1\n  - 2\ntext:\n  word\n", "f.yaml")
+    assert {name: node.place for name, node in tree.entries.items()} == {"enviroment": "f.yaml:2", "widths": "f.yaml:5", "text": "f.yaml:8"}
+    inner, items = tree.entries["enviroment"], tree.entries["widths"]
+    assert isinstance(inner, Table)
+    assert inner.entries["id"].place == "f.yaml:3"
+    assert isinstance(items, Sequence)
+    assert [item.place for item in items.items] == ["f.yaml:6", "f.yaml:7"]
+
+
+def test_faults_of_yaml_name_the_document_and_its_line() -> None:
+    with pytest.raises(ConfigError, match=r"^f.yaml is not valid YAML: line 2: .*indent with spaces$") as caught:
+        read_yaml("a:\n\tb: 1\n", "f.yaml")
+    assert "unicode string" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^command line: '\[1' is not a valid list or mapping: ") as caught:
+        read_value("[1", "command line")
+    assert "unicode string" not in str(caught.value)
+
+
 def test_an_empty_document_is_an_empty_mapping() -> None:
     assert read_yaml("# nothing\n", "file.yaml").entries == {}
 
