@@ -123,7 +123,7 @@ def parse(program: str, description: str, verbs: Mapping[str, Verb], argv: Seque
     try:
         namespace = parser.parse_args(words)
     except ArgumentError as error:
-        raise ConfigError(f"{' '.join(str(error).split())}; --help tells more") from error
+        raise ConfigError(f"{_as_in_help(str(error), argv[0], verbs)}; --help tells more") from error
     name = str(namespace.get("verb"))
     if name not in verbs:
         raise ConfigError(f"a verb is needed; available: {', '.join(verbs)}")
@@ -226,6 +226,14 @@ def _take_below_mappings(verbs: Mapping[str, Verb], argv: Sequence[str]) -> tupl
         else:
             rest.append(word)
     return rest, below
+
+
+def _as_in_help(message: str, verb: str, verbs: Mapping[str, Verb]) -> str:
+    """A message of the parser in one line, with positional arguments called what the help calls them."""
+    for action in verbs[verb].parser._actions if verb in verbs else []:
+        if not action.option_strings and isinstance(action.metavar, str):
+            message = message.replace(f"{verb}.{action.dest}", action.metavar)
+    return " ".join(message.split())
 
 
 def _nearest(given: str, legal: Iterable[str]) -> str:

@@ -49,7 +49,9 @@ def verbs() -> dict[str, Verb]:
     go.add_argument("--fast", action="store_true")
     stop = verb_parser("prog stop", "Stop.")
     stop.add_argument("paths", nargs="+")
-    return {"go": Verb(go, "go", Config), "stop": Verb(stop, "stop")}
+    show = verb_parser("prog show", "Show.")
+    show.add_argument("path", metavar="DIR")
+    return {"go": Verb(go, "go", Config), "stop": Verb(stop, "stop"), "show": Verb(show, "show")}
 
 
 def split(*words: str) -> Options:
@@ -116,14 +118,15 @@ def test_positional_arguments() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "a verb is needed; available: go, stop"),
-        (["goo"], "unknown verb 'goo'; available: go, stop; did you mean 'go'"),
+        ([], "a verb is needed; available: go, stop, show"),
+        (["goo"], "unknown verb 'goo'; available: go, stop, show; did you mean 'go'"),
         (["go", "--n_steps", "3"], "unknown option --n_steps of 'go'; did you mean '--part.n_steps'"),
         (["go", "--part.n_stepz=3"], "did you mean '--part.n_steps'"),
         (["go", "--part.n_steps"], "expected one argument"),
         (["go", "--part.extra.a"], "option --part.extra.a needs a value"),
         (["go", "stray"], "stray"),
         (["stop"], "paths"),
+        (["show"], "arguments are required: DIR;"),
     ],
 )
 def test_bad_command_lines(words: list[str], message: str) -> None:
