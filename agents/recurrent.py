@@ -48,7 +48,7 @@ class LSTMExtractor(BaseFeaturesExtractor):
     ) -> None:
         super().__init__(observation_space, hidden_size)
         self.inner = inner(observation_space, **(inner_kwargs or {}))
-        self.lstm = nn.LSTM(self.inner.features_dim, hidden_size, num_layers)
+        self.lstm = nn.LSTM(int(self.inner.features_dim), hidden_size, num_layers)
         self.after: Tensor | None = None
         self._before: Tensor | None = None
         self._starts: Tensor | None = None

@@ -178,6 +178,11 @@ def test_images_and_dictionaries(name: str, share: bool) -> None:
     assert bool(linear) == (name == "MultiInputLstmPolicy")
 
 
+@pytest.mark.parametrize("space", [spaces.MultiDiscrete([3, 4]), spaces.MultiBinary(5), spaces.Discrete(7)], ids=lambda s: type(s).__name__)
+def test_observations_that_count_their_width_in_numpy_numbers(space: spaces.Space[Any]) -> None:
+    assert LSTMExtractor(space, hidden_size=4).lstm.input_size == spaces.flatdim(space)
+
+
 def test_prediction_carries_its_state() -> None:
     model = ACKTR("MlpLstmPolicy", discrete(3), **SMALL)
     policy = policy_of(model)
