@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from torch import nn
 
@@ -162,6 +162,14 @@ class AgentConfig:
 
     def __post_init__(self) -> None:
         self.schedule()
+        for name, kind, what in (("lstm_hidden_size", "Lstm", "an LSTM"), ("features_dim", "Cnn", "a CNN")):
+            value = getattr(self.network, name)
+            if value is not None and kind not in self.policy:
+                fitting = [policy for policy in get_args(get_type_hints(type(self))["policy"]) if kind in policy]
+                raise ConfigError(
+                    f"network.{name} {value} is for policies with {what}, and policy {self.policy!r} has none; leave it out, or take one of "
+                    f"{', '.join(fitting)}"
+                )
 
     def schedule(self) -> float | LinearSchedule:
         """The learning rate as SB3 takes it.
@@ -210,7 +218,7 @@ class TrainConfig:
         log_every: Updates between two rows of metrics.csv.
         checkpoint_every: Environment steps between two checkpoints; one is written at the start, at the end and at an interruption anyway.
         seed: Seed of every source of randomness.
-        device: Where the networks live; auto takes CUDA where there is one.
+        device: Where the networks live; auto takes CUDA for pixels where there is one, else the CPU.
         threads: CPU threads of torch; null leaves torch's choice.
     """
 

@@ -91,6 +91,11 @@ def test_components_are_names_numbers_or_mappings() -> None:
         ("agent: {learning_rate: lin_0}", "neither a number > 0 nor a schedule"),
         ("agent: {learning_rate: lin_1e400}", "neither a number > 0 nor a schedule"),
         ("agent: {network: {net_arch: {pi: [8]}}}", "has the keys pi and vf, got pi"),
+        (
+            "agent: {network: {lstm_hidden_size: 32}}",
+            "lstm_hidden_size 32 is for policies with an LSTM, .*'MlpPolicy' has none.*MlpLstmPolicy",
+        ),
+        ("agent: {network: {features_dim: 32}}", "features_dim 32 is for policies with a CNN, .*'MlpPolicy' has none.*CnnPolicy"),
         ("environment: {n_envs: 0}", "environment.n_envs .*legal: a whole number in"),
         ("n_envs: 4", "did you mean 'environment.n_envs'"),
     ],
