@@ -14,11 +14,13 @@ from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import Options, Verb, parse, read_config, verb_parser
 from natgrad_apps.runner.command import run_command
+from natgrad_apps.runner.folder import CONFIG
 from natgrad_apps.runner.hints import Range
 
 KIND = "agents"
 DESCRIPTION = "Train and evaluate ACKTR agents: natural-gradient actor-critic with a KL trust region."
 ZOO_HELP = "hyperparameters in the form of the RL Zoo, of which the entry of --environment.id is taken, over those of --config"
+WORKERS = 2
 _COUNT = Annotated[int, Range(low=1)]
 _SEED = Annotated[int, Range(low=0, high=2**31 - 1)]
 
@@ -53,7 +55,7 @@ def _verbs() -> dict[str, Verb]:
     train.add_argument("--out", metavar="DIR", help="run folder; it must not exist or be empty")
     train.add_argument("--resume", metavar="DIR", help="continue the run in this folder from its last checkpoint to its original end")
     train.add_argument("--seeds", metavar="N", help="train N seeds, from the configuration's on, each in a folder seed_K of --out")
-    train.add_argument("--workers", metavar="N", help="with --seeds, or resuming them: runs side by side (default: 2)")
+    train.add_argument("--workers", metavar="N", help=f"with --seeds, or resuming them: runs side by side (default: {WORKERS})")
     train.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
 
     evaluate = verb_parser(f"{PROGRAM} evaluate DIR [--episodes N] [options]", "Run episodes with a trained agent; write evaluation.json.")
@@ -96,7 +98,9 @@ def _train(options: Options) -> None:
     run, out = options.text("resume"), options.text("out")
     if os.environ.get("WORLD_SIZE", "1") != "1" and (options.text("seeds") or (run is not None and _many().is_group(Path(run)))):
         raise ConfigError("--seeds starts its own processes; run it without torchrun")
-    seeds, workers = options.number("seeds", _COUNT), options.number("workers", _COUNT) or 2
+    seeds, workers = options.number("seeds", _COUNT), options.number("workers", _COUNT)
+    if workers is not None and (seeds is None if run is None else Path(run, CONFIG).exists()):
+        raise ConfigError(f"--workers is the number of runs side by side; {'give --seeds N too' if run is None else f'{run} is one run'}")
     if run is not None:
         given = [name for name in ("config", "zoo", "out", "seeds") if options.text(name) is not None] + list(options.settings)
         if given or options.flag("print_config"):
@@ -107,7 +111,7 @@ def _train(options: Options) -> None:
         if not _many().is_group(Path(run)):
             _training().resume(Path(run))
         else:
-            _many().resume_seeds(Path(run), workers)
+            _many().resume_seeds(Path(run), workers or WORKERS)
         return
     config = _config(options)
     if options.flag("print_config"):
@@ -118,7 +122,7 @@ def _train(options: Options) -> None:
     if seeds is None:
         _training().train(config, Path(out))
     else:
-        _many().train_seeds(config, Path(out), seeds, workers)
+        _many().train_seeds(config, Path(out), seeds, workers or WORKERS)
 
 
 def _config(options: Options) -> TrainConfig:

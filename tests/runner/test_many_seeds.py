@@ -54,6 +54,15 @@ def test_a_failing_run_is_named_and_the_group_can_go_on(small_config: Path, tmp_
     assert main(["train", "--resume", str(out), "--workers", "1"]) == 0
 
 
+def test_workers_need_something_to_share(small_config: Path, finished_run: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["train", "--config", str(small_config), "--out", str(tmp_path / "x"), "--workers", "3"]) == 2
+    assert main(["train", "--resume", str(finished_run), "--workers", "3"]) == 2
+    fresh, resumed = capsys.readouterr().err.splitlines()
+    assert "give --seeds N too" in fresh
+    assert "is one run" in resumed
+    assert not (tmp_path / "x").exists()
+
+
 @pytest.mark.slow
 def test_an_interrupted_group_goes_on(small_config: Path, tmp_path: Path) -> None:
     out = tmp_path / "group"
