@@ -1,4 +1,4 @@
-"""Learning curves from run folders: one run, or the interquartile mean of several seeds with a bootstrap band."""
+"""Learning curves from run folders: one run, or the (interquartile) mean of several seeds with a bootstrap band."""
 
 from __future__ import annotations
 
@@ -7,60 +7,58 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
+from natgrad_apps.agents.experiments import Experiment, NothingToDrawError, Run, gather
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.runner import figures, metrics
-from natgrad_apps.runner.figures import COLORS, CONFIDENCE, Curve
-from natgrad_apps.runner.folder import CONFIG, require_run
+from natgrad_apps.runner import figures
+from natgrad_apps.runner.figures import CONFIDENCE, Curve, Floats, Look, Mark, look
 
-RECENT, WINDOW, EVALUATION, SPREAD = "rollout/recent_return", "rollout/ep_rew_mean", "eval/mean_reward", "eval/std_reward"
+__all__ = ["NothingToDrawError", "Run", "plot_runs"]
+
+FEW = 3
+"""Up to so many experiments a panel shows the unsmoothed returns, single seeds and error bars too."""
+_GRAY = "0.35"
+_SEED_DASHES = (0, (1, 1))
+_DOTS: dict[str, Any] = {"linestyle": "none", "markersize": 5.5, "markeredgecolor": "white", "markeredgewidth": 0.7}
 
 
-class NothingToDrawError(ConfigError):
-    """No episode has ended in a run yet."""
+class _Key:
+    """What the marks of a picture mean: each is told once, whatever its color, and only what can be seen."""
 
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
 
-class Run:
-    """What a picture needs of one run folder.
+    def draw(self, figure: Figure) -> None:
+        """Put the key below the panels."""
 
-    Args:
-        path: The run folder.
+        def line(**style: Any) -> Line2D:
+            return Line2D([], [], color=_GRAY, **style)
 
-    Raises:
-        ConfigError: It is no run folder.
-        NothingToDrawError: No episode has ended in it yet.
-    """
-
-    def __init__(self, path: Path) -> None:
-        require_run(path)
-        self.path = path
-        self.config: dict[str, Any] = yaml.safe_load((path / CONFIG).read_text(encoding="utf-8"))
-        file = path / "metrics.csv"
-        rows = metrics.read_rows(file) if file.is_file() else []
-        self.recent = _curve(rows, RECENT)
-        self.evaluations = _curve(rows, EVALUATION, SPREAD)
-        if not len(self.recent.steps) and not len(self.evaluations.steps):
-            raise NothingToDrawError(f"{str(path)!r} has no returns to draw: no episode has ended yet (metrics.csv has {len(rows)} rows)")
-
-    @property
-    def environment(self) -> str:
-        """Id of the environment."""
-        return str(self.config["environment"]["id"])
-
-    @property
-    def settings(self) -> str:
-        """The configuration but for what does not change the method; equal for seeds of one experiment."""
-        neutral = {"seed", "device", "threads", "checkpoint_every"}
-        return yaml.safe_dump({k: v for k, v in self.config.items() if k not in neutral})
+        smooth = "smoothed" if self.seen & {"rough", "smoothed"} else "episodes of each log step"
+        bar, dot = line(marker="|", markersize=13, linestyle="none"), line(marker="o", **_DOTS)
+        meanings: dict[str, tuple[str, Mark]] = {
+            "rough": ("training, episodes of each log step", line(alpha=0.6, linewidth=0.8)),
+            "curve": (f"training, {smooth}", line(linewidth=2)),
+            "point": ("training, the only log step", line(marker="x", linestyle="none")),
+            "seeds": ("training, single seeds", line(alpha=0.8, linewidth=0.8, linestyle=_SEED_DASHES)),
+            "band": (f"{CONFIDENCE:.0%} bootstrap interval over seeds", Patch(color=_GRAY, alpha=0.25, linewidth=0)),
+            "evaluation": ("evaluation, mean over episodes", dot),
+            "bars": ("evaluation, mean over episodes (bar: standard deviation)", (bar, dot)),
+        }
+        shown = self.seen - ({"evaluation"} if "bars" in self.seen else set())
+        figures.key_below(figure, dict(meaning for name, meaning in meanings.items() if name in shown))
 
 
 def plot_runs(paths: Sequence[Path], out: Path) -> Path:
     """Draw learning curves: one panel an environment, one curve an experiment; runs that differ in their seed only are one experiment.
 
     Args:
-        paths: Run folders.
+        paths: Run folders, and groups of them that ``train --seeds`` made. A folder that is given twice is drawn once, and a run in
+            which no episode has ended is left out if there are others.
         out: The PNG file.
 
     Returns:
@@ -68,96 +66,132 @@ def plot_runs(paths: Sequence[Path], out: Path) -> Path:
 
     Raises:
         ConfigError: A folder is no run folder, or the picture cannot be written.
-        NothingToDrawError: No episode has ended in a run yet.
+        NothingToDrawError: No episode has ended in any run yet.
     """
-    runs = [Run(path) for path in paths]
-    panels: dict[str, dict[str, list[Run]]] = {}
-    for run in runs:
-        panels.setdefault(run.environment, {}).setdefault(run.settings, []).append(run)
-    title = f"Learning curve: ACKTR on {', '.join(panels)}" + (f", seed {runs[0].config['seed']}" if len(runs) == 1 else "")
+    panels = gather(paths)
+    several = len(panels) > 1
+    everything = [experiment for experiments in panels.values() for experiment in experiments]
+    title = "ACKTR" + (f" on {', '.join(panels)}" if len(panels) <= FEW else f" in {len(panels)} environments")
+    title = f"Learning curves: {title}" if len(everything) > 1 else f"Learning curve: {title}, {_sample(everything[0])}"
     figure, axes = figures.new_figure(title, len(panels))
-    for axis, experiments in zip(axes, panels.values(), strict=True):
-        for index, members in enumerate(experiments.values()):
-            color, label = COLORS[index % len(COLORS)], _label(members, alone=len(experiments) == 1)
-            if len(members) > 1 and all(len(run.recent.steps) for run in members):
-                _draw_seeds(axis, members, color, label)
-            else:
-                for run in members:
-                    _draw_run(axis, run, color, label)
-        environment = experiments[next(iter(experiments))][0].environment
+    key, looks = _Key(), _looks(panels)
+    for axis, (environment, experiments) in zip(axes, panels.items(), strict=True):
+        names = {}
+        for experiment in experiments:
+            style = looks[environment, experiment.name]
+            _draw(axis, experiment, style, key, few=len(experiments) <= FEW)
+            text = experiment.name if len(experiment.runs) == 1 else f"{experiment.name} ({_sample(experiment)})"
+            names[text] = _sign(experiment, style)
+        if len(experiments) > 1:
+            figures.names_beside(axis, names)
         axis.set_ylabel("return (sum of rewards of an episode)")
         axis.set_xlabel("environment steps" + (" (4 frames each)" if "NoFrameskip" in environment else ""))
-        if len(panels) > 1:
-            axis.set_title(environment, fontsize=10)
-        axis.legend(frameon=False, fontsize=8, loc="best")
+        if several:
+            axis.set_title(environment + (f", {_sample(experiments[0])}" if len(experiments) == 1 else ""), fontsize=10)
+    key.draw(figure)
     figures.save(figure, out)
     return out
 
 
-def _draw_run(axis: Axes, run: Run, color: str, label: str) -> None:
-    """Every point faintly, the smoothed curve, and the evaluations."""
-    prefix = f"{label}: " if label else ""
-    axis.plot(
-        run.recent.steps, run.recent.values, color=color, alpha=0.25, linewidth=0.8, label=f"{prefix}training, episodes of each log step"
-    )
-    line = figures.smooth(run.recent)
-    axis.plot(line.steps, line.values, color=color, linewidth=2, label=f"{prefix}training, smoothed")
-    if len(run.evaluations.steps):
-        points = run.evaluations
-        axis.errorbar(
-            points.steps,
-            points.values,
-            yerr=points.spread,
-            fmt="o",
-            markersize=4,
-            color="black",
-            ecolor="0.6",
-            elinewidth=1,
-            capsize=2,
-            label=f"{prefix}evaluation, mean and deviation over episodes",
-            zorder=3,
-        )
+def _sign(experiment: Experiment, style: Look) -> Line2D:
+    """What the legend shows of an experiment: its curve and evaluations, as far as it has any."""
+    curve = any(len(run.recent.steps) > 1 for run in experiment.runs)
+    evaluated = any(len(run.evaluations.steps) for run in experiment.runs)
+    marker = style.marker if evaluated else None if curve else "x"
+    return Line2D([], [], color=style.color, linestyle=style.dashes if curve else "none", marker=marker, linewidth=2, markersize=5)
 
 
-def _draw_seeds(axis: Axes, runs: Sequence[Run], color: str, label: str) -> None:
-    """Interquartile mean over seeds of the smoothed curves with a bootstrap band, each seed faintly, and that of the evaluations."""
-    curves = [figures.smooth(run.recent) for run in runs]
-    steps, values = figures.on_common_grid(curves)
+def _looks(panels: dict[str, list[Experiment]]) -> dict[tuple[str, str], Look]:
+    """Colors by environment and name; a name that is in several panels has one color in all of them."""
+    names = [e.name for experiments in panels.values() for e in experiments]
+    shared = list(dict.fromkeys(names)) if len(set(names)) < len(names) else None
+    return {
+        (environment, e.name): look(i if shared is None else shared.index(e.name))
+        for environment, experiments in panels.items()
+        for i, e in enumerate(experiments)
+    }
+
+
+def _sample(experiment: Experiment) -> str:
+    """What a curve stands for."""
+    count = len(experiment.runs)
+    if count == 1:
+        return f"seed {experiment.runs[0].seed}"
+    if _on_grid(experiment.runs) is None:
+        return f"each of {count} seeds"
+    return f"{figures.middle_name(count)} of {count} seeds"
+
+
+def _draw(axis: Axes, experiment: Experiment, style: Look, key: _Key, *, few: bool) -> None:
+    common = _on_grid(experiment.runs) if len(experiment.runs) > 1 else None
+    if common is not None:
+        _draw_seeds(axis, experiment.runs, common, (style, key), few=few)
+        return
+    for run in experiment.runs:
+        _draw_run(axis, run, (style, key), few=few)
+
+
+def _draw_run(axis: Axes, run: Run, marks: tuple[Look, _Key], *, few: bool) -> None:
+    """Every point faintly where it is not on the curve, the smoothed curve, and the evaluations."""
+    style, key = marks
+    line, points = figures.smooth(run.recent), run.evaluations
+    if not _coincide(run.recent, line):
+        key.seen.add("rough" if few else "smoothed")
+        if few:
+            axis.plot(run.recent.steps, run.recent.values, color=style.color, alpha=0.3, linewidth=0.8)
+    if len(line.steps) == 1:
+        axis.plot(line.steps, line.values, "x", color=style.color)
+        key.seen.add("point")
+    elif len(line.steps):
+        axis.plot(line.steps, line.values, color=style.color, linestyle=style.dashes, linewidth=2)
+        key.seen.add("curve")
+    if few and len(points.spread) == len(points.steps) > 0:
+        axis.errorbar(points.steps, points.values, points.spread, fmt="none", ecolor=style.color, alpha=0.5, elinewidth=1, capsize=2)
+        key.seen.add("bars")
+    _draw_evaluations(axis, Curve(points.steps, points.values), style, key)
+
+
+def _draw_seeds(
+    axis: Axes, runs: Sequence[Run], common: tuple[list[Curve], Floats, Floats], marks: tuple[Look, _Key], *, few: bool
+) -> None:
+    """The smoothed curves' interquartile mean (of few seeds: mean) with a bootstrap band, each seed faintly, and that of the evaluations."""
+    style, key = marks
+    curves, steps, values = common
     low, high = figures.bootstrap_band(values)
-    prefix = f"{label}: " if label else ""
-    for curve in curves:
-        axis.plot(curve.steps, curve.values, color=color, alpha=0.25, linewidth=0.8)
-    axis.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0, label=f"{prefix}{CONFIDENCE:.0%} bootstrap interval")
-    name = "interquartile mean" if len(runs) > 3 else "mean"
-    axis.plot(steps, figures.interquartile_mean(values), color=color, linewidth=2, label=f"{prefix}training, {name} of {len(runs)} seeds")
-    evaluated = [run.evaluations for run in runs if len(run.evaluations.steps)]
-    if len(evaluated) == len(runs):
-        common = np.array(sorted(set.intersection(*(set(c.steps.tolist()) for c in evaluated))))
-        points = np.array([[c.values[np.searchsorted(c.steps, s)] for s in common] for c in evaluated])
-        axis.plot(
-            common,
-            figures.interquartile_mean(points),
-            "o",
-            markersize=4,
-            color=color,
-            markeredgecolor="black",
-            label=f"{prefix}evaluation, {name} of seeds",
-            zorder=3,
-        )
+    for curve in curves if few else ():
+        axis.plot(curve.steps, curve.values, color=style.color, alpha=0.5, linewidth=0.8, linestyle=_SEED_DASHES)
+        key.seen.add("seeds")
+    axis.fill_between(steps, low, high, color=style.color, alpha=0.2 if few else 0.12, linewidth=0)
+    axis.plot(steps, figures.interquartile_mean(values), color=style.color, linestyle=style.dashes, linewidth=2)
+    key.seen |= {"curve", "band"}
+    if not all(_coincide(run.recent, curve) for run, curve in zip(runs, curves, strict=True)):
+        key.seen.add("smoothed")
+    evaluated = [dict(zip(run.evaluations.steps.tolist(), run.evaluations.values.tolist(), strict=True)) for run in runs]
+    places = sorted(set.intersection(*(set(points) for points in evaluated)))
+    if places:
+        means = figures.interquartile_mean(np.array([[points[place] for place in places] for points in evaluated]))
+        _draw_evaluations(axis, Curve(np.array(places), means), style, key)
 
 
-def _label(runs: Sequence[Run], *, alone: bool) -> str:
-    """What tells one experiment from the others: the folder, without what looks like the seed."""
-    if alone:
-        return ""
-    return runs[0].path.name if len(runs) == 1 else runs[0].path.name.rstrip("0123456789").rstrip("-_ ") or runs[0].path.name
+def _draw_evaluations(axis: Axes, points: Curve, style: Look, key: _Key) -> None:
+    if len(points.steps):
+        axis.plot(points.steps, points.values, color=style.color, marker=style.marker, zorder=3, **_DOTS)
+        key.seen.add("evaluation")
 
 
-def _curve(rows: list[dict[str, str]], name: str, spread: str | None = None) -> Curve:
-    points = metrics.column(rows, name)
-    bars = metrics.column(rows, spread) if spread is not None else []
-    return Curve(
-        np.array([s for s, _ in points], dtype=float),
-        np.array([v for _, v in points], dtype=float),
-        np.array([v for _, v in bars], dtype=float),
-    )
+def _on_grid(runs: Sequence[Run]) -> tuple[list[Curve], Floats, Floats] | None:
+    """Smoothed curves, and their values at common steps; None where they have none."""
+    curves = [figures.smooth(run.recent) for run in runs]
+    if not all(len(curve.steps) for curve in curves):
+        return None
+    try:
+        return (curves, *figures.on_common_grid(curves))
+    except ConfigError:
+        return None
+
+
+def _coincide(first: Curve, second: Curve) -> bool:
+    """Whether one curve hides another at the same steps: they differ by less than the width of a line."""
+    if not len(first.values):
+        return True
+    return bool(np.all(np.abs(first.values - second.values) <= 0.01 * np.ptp(first.values)))

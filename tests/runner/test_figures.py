@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from natgrad_apps.agents.plotting import Run, plot_runs
+from natgrad_apps.agents.experiments import Run
+from natgrad_apps.agents.plotting import plot_runs
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner.figures import Curve, bootstrap_band, interquartile_mean, new_figure, on_common_grid, save, smooth
 
