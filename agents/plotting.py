@@ -154,7 +154,7 @@ def _draw_run(axis: Axes, run: Run, marks: tuple[Look, _Key], *, few: bool) -> N
 def _draw_seeds(
     axis: Axes, runs: Sequence[Run], common: tuple[list[Curve], Floats, Floats], marks: tuple[Look, _Key], *, few: bool
 ) -> None:
-    """The smoothed curves' interquartile mean (of few seeds: mean) with a bootstrap band, each seed faintly, and that of the evaluations."""
+    """(Interquartile) mean of the smoothed curves with a bootstrap band, each seed faintly, and that of the evaluations."""
     style, key = marks
     curves, steps, values = common
     low, high = figures.bootstrap_band(values)
