@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import multiprocessing
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -20,9 +21,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv,
 from natgrad_apps.agents.config import EnvironmentConfig
 from natgrad_apps.agents.environment_state import Resumable
 from natgrad_apps.agents.faults import Faults, Guarded
+from natgrad_apps.agents.spaces import check_arrays, check_observations
 from natgrad_apps.errors import ConfigError
 
 INSTALL = 'pip install "natgrad-apps[rl]"'
+
+_ARGUMENTS = re.compile(r"unexpected keyword argument|required (positional|keyword-only) argument|multiple values for")
+_ROMS = re.compile(r"\bROMs?\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class EnvironmentFactory:
         """Make the environment.
 
         Raises:
-            ConfigError: It does not exist, lacks a package, or refuses its arguments.
+            ConfigError: It does not exist, lacks a package, refuses its arguments, or has observations that cannot be learned from.
         """
         if multiprocessing.parent_process() is not None:
             # Ctrl-C reaches every process of a terminal, and job schedulers signal whole groups; the runner stops its workers itself, after
@@ -52,6 +57,7 @@ class EnvironmentFactory:
                     "use a NoFrameskip-v4 id, or environment.kwargs {frameskip: 1}"
                 )
             env = AtariWrapper(env)
+        check_observations(env.observation_space, self.config.id)
         return Resumable(Guarded(env))
 
 
@@ -75,13 +81,16 @@ def make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     except gym_error.Error as error:
         if not has_arcade and ("NoFrameskip" in env_id or env_id.startswith("ALE/")):
             raise ConfigError(f"environment {env_id!r} needs ale-py, which is not installed; {INSTALL} brings it") from error
-        raise ConfigError(f"environment {env_id!r} cannot be made: {_sentence(error)}{_nearest(env_id)}") from error
+        raise ConfigError(f"environment {env_id!r} cannot be made: {_sentence(error)}{_hint(env_id, error)}") from error
     except ImportError as error:
         raise ConfigError(f"environment {env_id!r} needs a module that cannot be imported: {_sentence(error)}") from error
-    except (TypeError, ValueError, AttributeError, OSError) as error:
-        missing_rom = "ROM" in str(error) or "rom" in str(error)
-        hint = "; the ROMs come with ale-py 0.10 and later: pip install -U ale-py" if missing_rom else ""
-        raise ConfigError(f"environment {env_id!r} refuses kwargs {dict(kwargs)!r}: {_sentence(error)}{hint}") from error
+    except (TypeError, ValueError, AttributeError, OSError, SystemExit) as error:
+        text = _sentence(error)
+        if isinstance(error, TypeError) and _ARGUMENTS.search(text):
+            raise ConfigError(f"environment {env_id!r} refuses kwargs {dict(kwargs)!r}: {text}") from error
+        roms = "; the ROMs come with ale-py 0.10 and later: pip install -U ale-py" if _is_arcade(env_id) and _ROMS.search(text) else ""
+        given = f" with kwargs {dict(kwargs)!r}" if kwargs else ""
+        raise ConfigError(f"environment {env_id!r} cannot be made{given}: {type(error).__name__}: {text}{roms}") from error
 
 
 def make_training(config: EnvironmentConfig, gamma: float, seed: int) -> VecEnv:
@@ -97,7 +106,8 @@ def make_training(config: EnvironmentConfig, gamma: float, seed: int) -> VecEnv:
     """
     venv = _vectorize(config, config.n_envs, seed)
     if config.normalizes:
-        _require_box(venv, "environment.normalize_observations") if config.normalize_observations else None
+        if config.normalize_observations:
+            check_arrays(venv.observation_space, "environment.normalize_observations")
         venv = VecNormalize(
             venv, True, config.normalize_observations, config.normalize_rewards, config.clip_observations, config.clip_rewards, gamma
         )
@@ -165,13 +175,8 @@ def _vectorize(config: EnvironmentConfig, n_envs: int, seed: int) -> VecEnv:
 def _stack(config: EnvironmentConfig, venv: VecEnv) -> VecEnv:
     if config.frame_stack == 1:
         return venv
-    _require_box(venv, "environment.frame_stack")
+    check_arrays(venv.observation_space, "environment.frame_stack")
     return VecFrameStack(venv, config.frame_stack)
-
-
-def _require_box(venv: VecEnv, key: str) -> None:
-    if not isinstance(venv.observation_space, (gym.spaces.Box, gym.spaces.Dict)):
-        raise ConfigError(f"{key} needs observations that are arrays of numbers, got {venv.observation_space}; leave it out")
 
 
 def _register_arcade() -> bool:
@@ -205,10 +210,18 @@ def _tell_mujoco_warnings_once() -> None:
         set_handler(tell)
 
 
-def _nearest(env_id: str) -> str:
+def _is_arcade(env_id: str) -> bool:
+    return env_id in gym.registry and "ale_py" in str(gym.registry[env_id].entry_point)
+
+
+def _hint(env_id: str, error: gym_error.Error) -> str:
     near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.7)
-    return f"; nearest ids: {', '.join(near)}" if near else ""
+    if near:
+        return f"; nearest ids: {', '.join(near)}"
+    if isinstance(error, (gym_error.NameNotFound, gym_error.NamespaceNotFound)) and ":" not in env_id:
+        return f"; if another package registers it, say which: module:{env_id}"
+    return ""
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__

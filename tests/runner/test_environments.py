@@ -39,6 +39,40 @@ class Unpicklable(gym.Env[Any, Any]):
 
 gym.register("RunnerTestUnpicklable-v0", Unpicklable)
 
+
+class Broken(Unpicklable):
+    """An environment that cannot be made, and says so in its own way."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        raise kwargs["error"]
+
+
+for name, error in {
+    "file": FileNotFoundError("assets/robot.xml"),
+    "exit": SystemExit("no display"),
+    "value": ValueError("unable to read from it"),
+}.items():
+    gym.register(f"RunnerTestBroken_{name}-v0", Broken, kwargs={"error": error})
+
+
+class Seen(Unpicklable):
+    """An environment with the given observations."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.observation_space = kwargs["space"]
+
+
+BOX = spaces.Box(-1, 1, (2,))
+SEEN: dict[str, spaces.Space[Any]] = {
+    "mixed": spaces.Dict(a=BOX, b=spaces.Discrete(3)),
+    "nested": spaces.Dict(a=spaces.Dict(x=BOX)),
+    "tuple": spaces.Tuple((BOX, spaces.Discrete(2))),
+    "graph": spaces.Graph(BOX, None),
+    "text": spaces.Text(5),
+}
+for name, space in SEEN.items():
+    gym.register(f"RunnerTestSeen_{name}-v0", Seen, kwargs={"space": space}, disable_env_checker=True)
+
 PONG = EnvironmentConfig("PongNoFrameskip-v4", n_envs=2, preprocessing="atari", frame_stack=4)
 RESUMABLE = {
     "cartpole": EnvironmentConfig("CartPole-v1", n_envs=3),
@@ -130,6 +164,9 @@ def test_atari_is_preprocessed() -> None:
         ("", "cannot be made"),
         ("no_such_module:Env-v0", r"needs a module that cannot be imported.*no_such_module"),
         ("HalfCheetah-v2", "needs a module that cannot be imported"),
+        ("MiniGrid-Empty-5x5-v0", "if another package registers it, say which: module:MiniGrid-Empty-5x5-v0$"),
+        ("RunnerTestBroken_file-v0", r"cannot be made: FileNotFoundError: assets/robot\.xml$"),
+        ("RunnerTestBroken_exit-v0", "cannot be made: SystemExit: no display$"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*out of date:DeprecationWarning")
@@ -141,6 +178,24 @@ def test_environments_that_cannot_be_made(env_id: str, message: str) -> None:
 def test_wrong_arguments_are_named() -> None:
     with pytest.raises(ConfigError, match=r"refuses kwargs \{'gravity': 3\}"):
         make("CartPole-v1", {"gravity": 3})
+
+
+def test_arguments_are_blamed_only_for_what_is_theirs() -> None:
+    with pytest.raises(ConfigError, match=r"cannot be made with kwargs \{'size': 3\}: ValueError: unable to read from it$"):
+        make("RunnerTestBroken_value-v0", {"size": 3})
+
+
+def test_roms_are_hinted_at_for_games_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ale_py")
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise OSError("no ROM found")
+
+    monkeypatch.setattr(gym, "make", fail)
+    with pytest.raises(ConfigError, match="the ROMs come with ale-py"):
+        make("PongNoFrameskip-v4", {})
+    with pytest.raises(ConfigError, match=r"OSError: no ROM found$"):
+        make("CartPole-v1", {})
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +241,12 @@ def test_missing_ale_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"id": "ALE/Pong-v5", "preprocessing": "atari"}, "does so too; use a NoFrameskip-v4 id"),
         ({"id": "FrozenLake-v1", "normalize_observations": True}, "normalize_observations needs observations that are arrays"),
         ({"id": "FrozenLake-v1", "frame_stack": 2}, "frame_stack needs observations that are arrays"),
+        ({"id": "RunnerTestSeen_mixed-v0", "frame_stack": 2}, r"frame_stack needs .* got Discrete\(3\) under 'b'; leave it out"),
+        ({"id": "RunnerTestSeen_mixed-v0", "normalize_observations": True}, r"normalize_observations needs .* Discrete\(3\) under 'b'"),
+        ({"id": "RunnerTestSeen_nested-v0"}, r"Dict\('x'.*under 'a'; legal are Box, .* or a Dict of these; .*FlattenObservation"),
+        ({"id": "RunnerTestSeen_tuple-v0"}, "'RunnerTestSeen_tuple-v0' has observations Tuple.*; legal are Box, .*FlattenObservation"),
+        ({"id": "RunnerTestSeen_graph-v0"}, "has observations Graph.*; legal are Box, .*TransformObservation"),
+        ({"id": "RunnerTestSeen_text-v0"}, "has observations Text.*; legal are Box"),
     ],
 )
 def test_settings_that_do_not_fit_the_environment(changes: dict[str, Any], message: str) -> None:
