@@ -116,7 +116,7 @@ def test_print_config_resolves_and_writes_nothing(
         (["train", "--config", "cartpol", "--out", "OUT"], "did you mean 'cartpole'"),
         (["train", "--environment.id", "CartPol-v1", "--out", "OUT"], "nearest ids: CartPole-v1"),
         (["train", "--agent.policy", "CnnPolicy", "--out", "OUT"], "agent"),
-        (["train", "--environment.id", "Blackjack-v1", "--out", "OUT"], "the agent cannot be built"),
+        (["train", "--environment.id", "Blackjack-v1", "--out", "OUT"], "environment 'Blackjack-v1' has observations Tuple"),
         (["train", "--resume", "OUT"], "there is no run folder"),
         (["check", "--agent.gamma", "1.5"], "a number in (0, 1]"),
         (["evaluate", "OUT"], "give a run folder or a checkpoint"),
