@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from natgrad_apps import steps
 from natgrad_apps.errors import ConfigError, unknown_name
+from natgrad_apps.ranks import Ranks
 from natgrad_apps.steps.base import StepRule
 
 Gradients = dict[nn.Parameter, Tensor]
@@ -26,6 +27,7 @@ class Objectives:
 
     Attributes:
         rules: Step rule by objective, in the order given.
+        rates: Factor of the learning rate by objective, 1 unless somebody sets it before a step; no part of checkpoints.
 
     Raises:
         ConfigError: A rule is not legal.
@@ -34,6 +36,7 @@ class Objectives:
     def __init__(self, spec: StepRule | str | Mapping[str, Any]) -> None:
         named = spec if _is_several(spec) else {LOSS: spec}
         self.rules: dict[str, StepRule] = {name: steps.build(rule) for name, rule in named.items()}
+        self.rates: dict[str, float] = dict.fromkeys(self.rules, 1.0)
         self._collected: dict[str, Gradients] = {}
 
     @property
@@ -93,6 +96,15 @@ def add(parts: Iterable[Gradients]) -> Gradients:
         for p, value in part.items():
             total[p] = total[p] + value if p in total else value
     return total
+
+
+@torch.no_grad()
+def average(ranks: Ranks, parts: Mapping[str, Gradients]) -> dict[str, Gradients]:
+    """Mean gradients; every rank has gradients for the same parameters."""
+    names = [f"{name}/{i}" for name, part in parts.items() for i, p in enumerate(part)]
+    ranks.require_equal_names(names, "parameters with a gradient")
+    mean = iter(ranks.mean([g for part in parts.values() for g in part.values()]))
+    return {name: {p: next(mean) for p in part} for name, part in parts.items()}
 
 
 def _take(parameters: Iterable[nn.Parameter]) -> Gradients:

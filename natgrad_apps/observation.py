@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -159,6 +160,16 @@ class Observer:
             if self._generator_state is not None:
                 self._generator.set_state(self._generator_state.cpu())
         return self._generator
+
+    def draw_apart(self, rank: int) -> None:
+        """From now on draw other targets than the other ranks; the first one goes on as before.
+
+        Args:
+            rank: Number of this one.
+        """
+        if rank:
+            self.fisher = dataclasses.replace(self.fisher, seed=self.fisher.seed + rank)
+            self._generator = self._generator_state = None
 
     def state_dict(self) -> dict[str, Any]:
         """Counters and the state of the generator."""

@@ -14,7 +14,7 @@ from natgrad_apps.curvature.base import Curvature
 from natgrad_apps.damping.base import Damping
 from natgrad_apps.errors import ConfigError, check_fraction, check_positive, unknown_name
 from natgrad_apps.likelihoods import Likelihood
-from natgrad_apps.objectives import Gradients, Objectives, add
+from natgrad_apps.objectives import Gradients, Objectives, add, average
 from natgrad_apps.preconditioner import Preconditioner
 from natgrad_apps.ranks import Ranks
 from natgrad_apps.refresh.base import Refresh
@@ -60,7 +60,8 @@ class NaturalGradient(torch.optim.Optimizer):
         fisher: ``"mc"``, ``"exact"``, ``"empirical"``, ``"forward_only"``, a `Fisher`, or a mapping of its fields.
         strict: Whether a parameter without a layer adapter is an error; else it uses the diagonal fallback, and one warning lists it.
         groups: Parameter groups as in torch, each with ``params`` and any of the defaults; None for one group.
-        **defaults: ``lr``, ``momentum``, ``weight_decay`` of the groups. Weight decay belongs to the first objective.
+        **defaults: ``lr``, ``momentum``, ``weight_decay`` of the groups. The decay of a parameter belongs to the first objective that
+            has a gradient for it.
 
     Raises:
         ConfigError: An argument is not legal.
@@ -119,7 +120,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """From now on, train together with the other processes of a group: gradients and statistics are averaged over them in `step`.
 
         Each rank computes the mean loss of its own part of the batch; parts are taken to be of equal size. The model's parameters and
-        buffers are set to those of the first rank. Do not wrap the model in ``DistributedDataParallel`` as well.
+        buffers are set to those of the first rank, and so are statistics and momentum if there are any already. Do not wrap the model
+        in ``DistributedDataParallel`` as well.
 
         Args:
             group: A process group of `torch.distributed`; None for the default one.
@@ -129,6 +131,8 @@ class NaturalGradient(torch.optim.Optimizer):
         """
         ranks = self.preconditioner.distribute(group)
         ranks.synchronize(self._model)
+        if self.preconditioner.step_count:
+            super().load_state_dict(ranks.first(super().state_dict()))
         return ranks
 
     def collect(self, objective: str) -> None:
@@ -163,8 +167,8 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ConfigError(f"damping {rule} needs step(closure) with a closure that returns the loss on this batch")
         parts = self.objectives.take(self._parameters())
         if core.ranks is not None:
-            parts = _over_ranks(core.ranks, parts)
-        self._decay_weights(next(iter(parts.values())))
+            parts = average(core.ranks, parts)
+        self._decay_weights(parts)
         gradients = add(parts.values())
         norms = dict(zip(gradients, torch._foreach_norm(list(gradients.values())), strict=True))
         accept = core.update(torch.stack([n.to(core.damping_value) for n in norms.values()]).isfinite().all())
@@ -224,11 +228,12 @@ class NaturalGradient(torch.optim.Optimizer):
     def _options(self, name: str) -> dict[nn.Parameter, Any]:
         return {p: group[name] for group in self.param_groups for p in group["params"]}
 
-    def _decay_weights(self, gradients: Gradients) -> None:
-        """Add weight decay to the gradients of an objective."""
+    def _decay_weights(self, parts: Mapping[str, Gradients]) -> None:
+        """Add weight decay to the first gradient of each parameter."""
         for p, weight_decay in self._options("weight_decay").items():
-            if weight_decay != 0 and p in gradients:
-                gradients[p] = gradients[p].add(p, alpha=weight_decay)
+            owner = next((gradients for gradients in parts.values() if p in gradients), None)
+            if weight_decay != 0 and owner is not None:
+                owner[p] = owner[p].add(p, alpha=weight_decay)
 
     def _share(self, objective: str, gradients: Gradients) -> Share | None:
         """What the step rule of an objective makes of its gradients; None if no block has statistics yet."""
@@ -239,14 +244,14 @@ class NaturalGradient(torch.optim.Optimizer):
         parameters = [p for p in directions if p in gradients]
         if not parameters:
             return None
-        lr, momentum = self._options("lr"), self._options("momentum")
+        lr, momentum, rate = self._options("lr"), self._options("momentum"), self.objectives.rates[objective]
 
         outcome = self.objectives.rules[objective](
             Proposal(
                 preconditioned=[directions[p] for p in parameters],
                 gradients=[gradients[p] for p in parameters],
                 velocity=[self.state[p].get(key) for p in parameters],
-                lr=[lr[p] for p in parameters],
+                lr=[lr[p] * rate for p in parameters],
                 momentum=[momentum[p] for p in parameters],
                 quadratic=lambda update: quadratic(core, dict(zip(parameters, update, strict=True))),
             )
@@ -298,12 +303,3 @@ class NaturalGradient(torch.optim.Optimizer):
             raise ConfigError(f"this is no state of NaturalGradient: it has {sorted(state_dict)} and no 'curvature'")
         self.preconditioner.load_state_dict(state_dict["curvature"])
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "curvature"})
-
-
-@torch.no_grad()
-def _over_ranks(ranks: Ranks, parts: Mapping[str, Gradients]) -> dict[str, Gradients]:
-    """Mean gradients; every rank has gradients for the same parameters."""
-    names = [f"{name}/{i}" for name, part in parts.items() for i, p in enumerate(part)]
-    ranks.require_equal_names(names, "parameters with a gradient")
-    mean = iter(ranks.mean([g for part in parts.values() for g in part.values()]))
-    return {name: {p: next(mean) for p in part} for name, part in parts.items()}

@@ -6,7 +6,6 @@ Applications that are no optimizers (posterior samplers, analysis) use it direct
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -85,24 +84,29 @@ class Preconditioner:
     def distribute(self, group: Any = None) -> Ranks:
         """From now on average statistics over the processes of a group, each of which observes its own part of a batch.
 
-        The Monte-Carlo Fisher draws with ``seed + rank``, so that ranks draw different targets.
+        The Monte-Carlo Fisher draws with ``seed + rank``, so that ranks draw different targets. What was observed or loaded before is
+        replaced by what the first rank has.
 
         Args:
             group: A process group of `torch.distributed`; None for the default one.
 
         Raises:
-            ConfigError: There is no process group, the curvature cannot be averaged over ranks, or something was observed already.
+            ConfigError: There is no process group, the curvature cannot be averaged over ranks, or some ranks only have observed something.
         """
         if not self.curvature.averages_over_ranks:
             raise ConfigError(
                 f"curvature {component_name(type(self.curvature))!r} keeps more of a batch than means over its terms, which ranks cannot "
                 "average; use 'kfac', 'diagonal' or 'exact'"
             )
-        if self._observer.seen:
-            raise ConfigError("distribute() must be called before the first observe(), or before load_state_dict() of a resumed run")
-        self.ranks = Ranks(self.damping_value.device, group)
-        self._observer.fisher = dataclasses.replace(self._observer.fisher, seed=self._observer.fisher.seed + self.ranks.rank)
-        return self.ranks
+        ranks = Ranks(self.damping_value.device, group)
+        seen = torch.tensor(bool(self._observer.seen), device=ranks.device)
+        if not bool(ranks.every(seen)) and not bool(ranks.every(~seen)):
+            raise ConfigError("some ranks have observed or loaded statistics, others have not; load the same file on every rank, or none")
+        if seen:
+            self.load_state_dict(ranks.first(self.state_dict()))
+        self._observer.draw_apart(ranks.rank)
+        self.ranks = ranks
+        return ranks
 
     @property
     def fisher(self) -> Fisher:

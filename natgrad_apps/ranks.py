@@ -54,10 +54,23 @@ class Ranks:
         """Mean of each tensor over the ranks."""
         return [t / self.size for t in self.total(tensors)]
 
+    def moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and unbiased standard deviation of the values of all ranks, 0-d tensors; every rank has equally many."""
+        wide = values.double()
+        [mean] = self.mean([wide.mean()])
+        [squares] = self.total([(wide - mean).square().sum()])
+        return mean.to(values), (squares / (self.size * values.numel() - 1)).sqrt().to(values)
+
     def every(self, flag: Tensor) -> Tensor:
         """Whether a 0-d boolean tensor is true on every rank."""
         [count] = self.total([flag.to(torch.float32)])
         return count == self.size
+
+    def first(self, value: Any) -> Any:
+        """The value of the first rank, for all of them; it travels as a pickle."""
+        box = [value]
+        distributed.broadcast_object_list(box, self._source(), group=self._group)
+        return box[0]
 
     def require_equal_names(self, names: Iterable[str], what: str) -> None:
         """Check that every rank has the same names, so that a difference is an error and not a hang or a wrong sum.
@@ -81,6 +94,8 @@ class Ranks:
     @torch.no_grad()
     def synchronize(self, model: nn.Module) -> None:
         """Give every rank the parameters and buffers of the first one."""
-        first = distributed.get_global_rank(self._group, 0) if self._group is not None else 0
         for tensor in (*model.parameters(), *model.buffers()):
-            distributed.broadcast(tensor, first, group=self._group)
+            distributed.broadcast(tensor, self._source(), group=self._group)
+
+    def _source(self) -> int:
+        return distributed.get_global_rank(self._group, 0) if self._group is not None else 0

@@ -118,6 +118,28 @@ def test_momentum_and_weight_decay_by_hand() -> None:
         torch.testing.assert_close(flat(layer), before + velocity, rtol=1e-9, atol=1e-9)
 
 
+def test_weights_of_every_objective_decay_once() -> None:
+    """A parameter's decay goes with the first objective that has a gradient for it; zero losses leave the decay alone."""
+    trunk, heads = nn.Linear(3, 2), {"actor": nn.Linear(2, 2), "critic": nn.Linear(2, 1)}
+    model = nn.ModuleDict({"trunk": trunk, **heads}).double()
+    step = {"actor": "plain", "critic": "plain"}
+    optimizer = NaturalGradient(model, Exact(), damping=0.5, fisher="exact", step=step, lr=0.1, momentum=0.0, weight_decay=0.2)
+    with optimizer.capture():
+        hidden = trunk(torch.randn(8, 3, dtype=torch.float64))
+        outputs = {name: head(hidden) for name, head in heads.items()}
+        optimizer.observe(Gaussian(torch.cat(list(outputs.values()), 1)))
+    before = {name: flat(layer) for name, layer in (("trunk", trunk), *heads.items())}
+    for name, output in outputs.items():
+        (0 * output.sum()).backward(retain_graph=True)
+        optimizer.collect(name)
+    optimizer.step()
+    for name, layer in (("trunk", trunk), *heads.items()):
+        shape = (layer.out_features, layer.in_features + 1)
+        decay = optimizer.preconditioner.multiply_power({name: 0.2 * before[name].view(shape)}, -1)[name]
+        assert decay.norm() > 0
+        torch.testing.assert_close(flat(layer) - before[name], -0.1 * decay.flatten(), rtol=1e-8, atol=1e-10)
+
+
 def test_groups_have_their_own_options() -> None:
     first, second = nn.Linear(3, 4), nn.Linear(4, 2)
     model, x, y = nn.Sequential(first, nn.Tanh(), second), torch.randn(8, 3), torch.randn(8, 2)
