@@ -16,22 +16,13 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from typing_extensions import Unpack
 
-from natgrad_apps.agents import random_state
-from natgrad_apps.agents.arguments import check_action_space, check_values, reject
-from natgrad_apps.agents.backtracking import Backtracking, adapted_rate, shorten
+from natgrad_apps.agents import diagnostics, random_state
+from natgrad_apps.agents.adaptive_rate import follow, use_rate
+from natgrad_apps.agents.arguments import check_spaces, check_values, reject
+from natgrad_apps.agents.backtracking import Backtracking, shorten
 from natgrad_apps.agents.context import given
 from natgrad_apps.agents.contextual import ContextualAlgorithm
 from natgrad_apps.agents.critic_noise import critic_scale
-from natgrad_apps.agents.diagnostics import (
-    Losses,
-    Spectrum,
-    describe_change,
-    describe_policy,
-    describe_step,
-    record,
-    to_numbers,
-    warn_skipped,
-)
 from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions, OnPolicyArguments
@@ -102,15 +93,16 @@ class ACKTR(ContextualAlgorithm):
                 reject(name)
         given: dict[str, Any] = {**DEFAULTS, **kwargs}
         self.natural_gradient = NaturalGradientOptions.of(natural_gradient)
-        self.normalize_advantage = bool(given.pop("normalize_advantage"))
+        self.normalize_advantage: bool = given["normalize_advantage"]
         self._value_variance: float | None = None
         self._random_state: dict[str, Any] | None = None
         self._log_interval: int | None = 1
         self._updates_at_start = 0
-        self.spectrum = Spectrum()
+        self.spectrum = diagnostics.Spectrum()
         self._rate_factor = 1.0
         self.measure_next_update = False
         check_values(given)
+        del given["normalize_advantage"]
         set_up = given.pop("_init_setup_model")
         # The base class clips unconditionally; an infinite bound leaves every gradient as it is.
         given["max_grad_norm"] = math.inf if given["max_grad_norm"] is None else float(given["max_grad_norm"])
@@ -130,7 +122,7 @@ class ACKTR(ContextualAlgorithm):
             raise ConfigError(
                 "ACKTR brings its own optimizer: drop optimizer_class and optimizer_kwargs from policy_kwargs and use natural_gradient=..."
             )
-        check_action_space(self.action_space)
+        check_spaces(self.observation_space, self.action_space)
         super()._setup_model()
         check_masks(self.policy, self.env)
         self.natural_gradient = NaturalGradientOptions.of(self.natural_gradient)  # `load` puts a user's mapping here
@@ -154,8 +146,7 @@ class ACKTR(ContextualAlgorithm):
         policy, optimizer = self.policy, self.optimizer
         policy.set_training_mode(True)
         self._update_learning_rate(optimizer)
-        for group in optimizer.param_groups:
-            group["lr"] *= self._rate_factor
+        rate = use_rate(self)
         scale, value_weight = critic_scale(self)
         batch = self.batch()
         actions = batch.actions.long().flatten() if isinstance(self.action_space, spaces.Discrete) else batch.actions
@@ -168,11 +159,11 @@ class ACKTR(ContextualAlgorithm):
 
         advantages = batch.advantages
         if self.normalize_advantage and advantages.numel() > 1:
-            mean, std = self._moments(advantages)
+            mean, std = (advantages.mean(), advantages.std()) if self.ranks is None else self.ranks.moments(advantages)
             advantages = (advantages - mean) / (std + 1e-8)
         # Without a closed form, -log pi at the rollout's actions estimates the entropy without bias.
         entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
-        losses = Losses(-(advantages * log_prob).mean(), mse_loss(values.flatten(), batch.returns), entropy_loss)
+        losses = diagnostics.Losses(-(advantages * log_prob).mean(), mse_loss(values.flatten(), batch.returns), entropy_loss)
         self._backward(losses.policy_loss + self.ent_coef * losses.entropy_loss, self.vf_coef * value_weight * losses.value_loss)
         measured = self._is_measured()
         check = self.natural_gradient.backtracking
@@ -189,21 +180,21 @@ class ACKTR(ContextualAlgorithm):
 
         info = optimizer.step()
         self._n_updates += 1
-        report = {**losses.items(), **describe_step(info), **describe_policy(policy), "skipped": info.skipped}
+        report = {**losses.items(), **diagnostics.describe_step(info), **diagnostics.describe_policy(policy), "skipped": info.skipped}
         if check is not None:
-            report["backtracking_scale"] = shorten(optimizer, Backtracking.of(check), changed)
+            left = shorten(optimizer, Backtracking.of(check), changed)
+            report |= {"backtracking_scale": left.scale, "predicted_kl": left.predicted_kl(info)}
         change = changed() if target is not None or (measured and self.natural_gradient.measure_kl) else None
         if change is not None:
-            report |= describe_change(change)
+            report |= diagnostics.describe_change(change)
         if target is not None and change is not None and not bool(info.skipped):
-            rate = optimizer.param_groups[0]["lr"]
-            self._rate_factor *= adapted_rate(rate, float(change.actor_kl), target) / rate if rate > 0 else 1.0
-        numbers = to_numbers(report)
+            follow(self, rate, float(change.actor_kl))
+        numbers = diagnostics.to_numbers(report)
         if numbers.pop("skipped"):
-            warn_skipped(self._n_updates, self.rollout_buffer)
+            diagnostics.warn_skipped(self._n_updates, self.rollout_buffer)
         elif measured:
             numbers |= self.spectrum.at(self._n_updates, optimizer)
-        record(self.logger, numbers, self.rollout_buffer, self._n_updates)
+        diagnostics.record(self.logger, numbers, self.rollout_buffer, self._n_updates)
 
     def distribute(self, group: Any = None) -> Ranks:
         """From now on, learn together with the other processes of a group, as under ``torchrun``.
@@ -211,13 +202,13 @@ class ACKTR(ContextualAlgorithm):
         Each rank has its own environments, whose seeds must differ, and its own rollouts of equal size. Gradients, Fisher statistics, the
         normalization of advantages, the critic's residual and measured KLs are taken over all ranks, so weights stay equal to the bit.
         Running statistics of VecNormalize are each rank's own. Counters and logged numbers are those of the rank. Call it on every rank,
-        before `learn`; a checkpoint of any rank serves for prediction.
+        before `learn`; the agent may have been loaded from a file, with a seed of its own on each rank. A file of any rank serves.
 
         Args:
             group: A process group of `torch.distributed`; None for the default one.
 
         Raises:
-            ConfigError: There is no process group, the curvature cannot be averaged over ranks, or training has begun.
+            ConfigError: There is no process group, or the curvature cannot be averaged over ranks.
         """
         return self.optimizer.distribute(group)
 
@@ -225,16 +216,6 @@ class ACKTR(ContextualAlgorithm):
     def ranks(self) -> Ranks | None:
         """The processes that learn together; None for this one alone."""
         return self.optimizer.preconditioner.ranks
-
-    def _moments(self, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and unbiased standard deviation over the batch of all ranks."""
-        if self.ranks is None:
-            return values.mean(), values.std()
-        wide = values.double()
-        count = self.ranks.size * values.numel()
-        [mean] = self.ranks.mean([wide.mean()])
-        [squares] = self.ranks.total([(wide - mean).square().sum()])
-        return mean.to(values), (squares / (count - 1)).sqrt().to(values)
 
     def _backward(self, actor_loss: Tensor, critic_loss: Tensor) -> None:
         """Give the optimizer the gradient of the sum, or each one's own where the critic has its own step rule."""
@@ -252,7 +233,11 @@ class ACKTR(ContextualAlgorithm):
         """Whether this update computes what costs something: on request, or because SB3 writes before each ``log_interval``-th update."""
         done = self._n_updates - self._updates_at_start + 1
         requested, self.measure_next_update = self.measure_next_update, False
-        return requested or (self._log_interval is not None and (done + 1) % self._log_interval == 0)
+        measured = requested or (self._log_interval is not None and (done + 1) % self._log_interval == 0)
+        if self.ranks is None:
+            return measured
+        # Measuring takes means over the ranks, so all of them do it or none.
+        return not bool(self.ranks.every(torch.tensor(not measured, device=self.ranks.device)))
 
     def learn(
         self: Self,
@@ -272,14 +257,39 @@ class ACKTR(ContextualAlgorithm):
         self._random_state = random_state.capture(self.device)
         super().save(path, exclude, include)
 
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in SB3.
+
+        Raises:
+            ConfigError: The policy asks for masks of legal actions, and the environment has none.
+        """
+        super().set_env(env, force_reset)
+        check_masks(self.policy, self.env)
+
     @classmethod
-    def load(cls: type[Self], path: str | Path | BufferedIOBase, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
+    def load(
+        cls: type[Self],
+        path: str | Path | BufferedIOBase,
+        env: GymEnv | None = None,
+        device: torch.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Self:
         """As in SB3; also restores the states of the global generators, unless a new `seed` is given.
 
-        A new ``natural_gradient`` wins over what was saved, but must have the same curvature.
+        A new ``natural_gradient``, as an argument or in `custom_objects`, wins over what was saved.
+
+        Raises:
+            ConfigError: It has another curvature or `value_normalization` than what was saved.
         """
-        model = super().load(path, env, *args, **kwargs)
-        if "natural_gradient" in kwargs:
+        try:
+            model = super().load(path, env, device, custom_objects, *args, **kwargs)
+        except RuntimeError as error:  # of load_state_dict
+            if "value_net." not in str(error):
+                raise
+            raise ConfigError("value_normalization is part of the network: load the agent with the one it was saved with") from error
+        if "natural_gradient" in {**kwargs, **(custom_objects or {})}:
             model.natural_gradient.apply_to(model.optimizer)
         if model._random_state is not None and "seed" not in kwargs:
             random_state.restore(model._random_state, model.device)

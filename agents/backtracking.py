@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from natgrad_apps.agents.objectives import ACTOR, CRITIC
+from natgrad_apps.agents.objectives import CRITIC
 from natgrad_apps.errors import ConfigError, check_positive
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.registry import record
+from natgrad_apps.types import Info
 
 if TYPE_CHECKING:  # configurations are read without SB3
     from natgrad_apps.agents.heads import Change
@@ -20,11 +21,12 @@ if TYPE_CHECKING:  # configurations are read without SB3
 
 @dataclass(frozen=True)
 class Backtracking:
-    """Limits of the KL that an update really made over its rollout; a longer step is shortened until it keeps them.
+    """Limits of the KL that an update really made over its rollout; a longer step is shortened, and checked again.
 
     The predicted KL rests on running averages and on the Kronecker structure. Where the visited states change fast, it has been seen
     to fall short of the measured one by factors of 10 to 100. Each check costs one forward pass. As KL grows with the square of a
-    step's length, a step that made ``kl > limit`` is multiplied by ``sqrt(limit / kl)``; what is checked last is not shortened again.
+    step's length, a step that made ``kl > limit`` is multiplied by ``sqrt(limit / kl)``. What the last check finds too long is shortened
+    too and not checked again: with one check the limit is kept as well as that law holds, with several up to a few per cent.
 
     Attributes:
         kl_limit: Limit of ``KL(old policy || new policy)``, the mean over the rollout's states, in nats.
@@ -63,29 +65,36 @@ class Backtracking:
         return torch.where(kl > limit, torch.sqrt(limit / kl.clamp_min(limit)), torch.ones_like(kl))
 
 
-RATE_FACTOR, RATE_BOUNDS = 1.5, (1e-8, 1.0)
-"""Change of the learning rate after an update far from ``kl_target``, and its bounds."""
+@dataclass(frozen=True)
+class Shortened:
+    """What is left of a step.
 
-
-def adapted_rate(rate: float, kl: float, target: float) -> float:
-    """The factor of the learning rate after an update: smaller above twice the target, larger below half of it.
-
-    Reference: the continuous ACKTR of OpenAI's baselines (Wu et al. 2017), whose target is 0.002 nats.
-
-    Args:
-        rate: The learning rate of the update.
-        kl: Measured KL of the policy, in nats; one that is no number leaves the rate.
-        target: In nats.
+    Attributes:
+        factors: Of each objective's step over all checks, 0-d tensors.
+        together: Whether all have the same one.
     """
-    if kl > 2 * target:
-        rate /= RATE_FACTOR
-    elif kl < target / 2:
-        rate *= RATE_FACTOR
-    return min(max(rate, RATE_BOUNDS[0]), RATE_BOUNDS[1])
+
+    factors: Mapping[str, Tensor]
+    together: bool
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor of the actor's step."""
+        return next(iter(self.factors.values()))
+
+    def predicted_kl(self, info: Info) -> Tensor:
+        """Half the quadratic form of what is left, in nats; blocks of the curvature never span two objectives that move apart.
+
+        Args:
+            info: Of the whole step.
+        """
+        if self.together:
+            return info.predicted_kl * self.scale.square()
+        return torch.stack([info.objectives[name].predicted_kl * f.square() for name, f in self.factors.items()]).sum()
 
 
-def shorten(optimizer: NaturalGradient, check: Backtracking, changed: Callable[[], Change]) -> Tensor:
-    """Shorten the last step until it keeps the limits.
+def shorten(optimizer: NaturalGradient, check: Backtracking, changed: Callable[[], Change]) -> Shortened:
+    """Shorten the last step so that it keeps the limits.
 
     With one objective, or where actor and critic moved the same parameters, the whole step is shortened; else each one's own.
 
@@ -93,20 +102,17 @@ def shorten(optimizer: NaturalGradient, check: Backtracking, changed: Callable[[
         optimizer: It has just taken the step.
         check: The limits.
         changed: Measures what the step did.
-
-    Returns:
-        The factor of the actor's step over all checks, a 0-d tensor.
     """
-    total = None
+    together = optimizer.objectives.alone or optimizer.overlapping
+    total: dict[str, Tensor] = {}
     for _ in range(check.max_checks):
         change = changed()
         actor, critic = check.factor(change.actor_kl, check.kl_limit), check.factor(change.critic_kl, check.critic_kl_limit)
-        if optimizer.objectives.alone or optimizer.overlapping:
+        if together:
             actor = critic = torch.minimum(actor, critic)
-        total = actor if total is None else total * actor
+        factors = {name: critic if name == CRITIC else actor for name in optimizer.objectives.rules}
+        total = {name: total[name] * f if total else f for name, f in factors.items()}
         if optimizer.preconditioner.branch_on_host and bool(actor == 1) and bool(critic == 1):
             break
-        alone = optimizer.objectives.alone
-        optimizer.shorten({name: actor for name in optimizer.objectives.rules} if alone else {ACTOR: actor, CRITIC: critic})
-    assert total is not None
-    return total
+        optimizer.shorten(factors)
+    return Shortened(total, together)

@@ -50,7 +50,9 @@ class Batch:
         return cls(observations, rows(buffer.actions.astype(np.float32)), rows(buffer.advantages), rows(buffer.returns))
 
 
-def collect(agent: ContextualAlgorithm, env: VecEnv, callback: BaseCallback, buffer: RolloutBuffer, steps: int) -> Context | None:
+def collect(
+    agent: ContextualAlgorithm, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+) -> Context | None:
     """Fill the buffer with the agent's own steps, as SB3 does, and keep what its policy has read beside the observations.
 
     Memory is carried from one rollout to the next by the agent (`keep_states`, `states_for`) and emptied where an episode begins. The
@@ -60,8 +62,8 @@ def collect(agent: ContextualAlgorithm, env: VecEnv, callback: BaseCallback, buf
         agent: Its policy is a `ContextualPolicy`.
         env: The environments.
         callback: Called as SB3 calls it, with this function's local variables under SB3's names.
-        buffer: To fill.
-        steps: Of each environment.
+        rollout_buffer: To fill.
+        n_rollout_steps: Of each environment.
 
     Returns:
         What the policy read, to evaluate the rollout again with; None if the callback ended the training.
@@ -69,16 +71,18 @@ def collect(agent: ContextualAlgorithm, env: VecEnv, callback: BaseCallback, buf
     policy = agent.policy
     assert isinstance(policy, ContextualPolicy)
     policy.set_training_mode(False)
-    buffer.reset()
+    rollout_buffer.reset()
     callback.on_rollout_start()
     states = first = agent.states_for(env.num_envs)
     read, starts = [], []
     dones = np.asarray(agent._last_episode_starts)
-    for _ in range(steps):
+    n_steps = 0
+    while n_steps < n_rollout_steps:
         assert agent._last_obs is not None
+        obs_tensor = obs_as_tensor(agent._last_obs, agent.device)
         masks, began = policy.read_masks(env), torch.as_tensor(dones, dtype=torch.bool)
         with torch.no_grad(), policy.given(Context(masks, began.reshape(1, -1), states)):
-            drawn, values, log_probs = policy(obs_as_tensor(agent._last_obs, agent.device))
+            drawn, values, log_probs = policy(obs_tensor)
             states = policy.states_after()
         actions = drawn.cpu().numpy()
         space = agent.action_space
@@ -89,17 +93,18 @@ def collect(agent: ContextualAlgorithm, env: VecEnv, callback: BaseCallback, buf
         if not callback.on_step():
             return None
         agent._update_info_buffer(infos, dones)
-        for i in np.flatnonzero(dones):
-            if infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None:
-                rewards[i] += agent.gamma * _value_after(policy, infos[i]["terminal_observation"], states, int(i))
-        buffer.add(agent._last_obs, actions, rewards, agent._last_episode_starts, values, log_probs)  # type: ignore[arg-type]
+        n_steps += 1
+        for idx in np.flatnonzero(dones):
+            if infos[idx].get("TimeLimit.truncated", False) and infos[idx].get("terminal_observation") is not None:
+                rewards[idx] += agent.gamma * _value_after(policy, infos[idx]["terminal_observation"], states, int(idx))
+        rollout_buffer.add(agent._last_obs, actions, rewards, agent._last_episode_starts, values, log_probs)  # type: ignore[arg-type]
         read.append(masks)
         starts.append(began)
         agent._last_obs, agent._last_episode_starts = new_obs, dones  # type: ignore[assignment]
         agent.keep_states(states)
     with torch.no_grad(), policy.given(Context(None, torch.as_tensor(dones, dtype=torch.bool).reshape(1, -1), states)):
         values = policy.predict_values(obs_as_tensor(new_obs, agent.device))  # type: ignore[arg-type]
-    buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+    rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
     callback.update_locals(locals())
     callback.on_rollout_end()
     kept = [masks for masks in read if masks is not None]

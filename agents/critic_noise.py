@@ -37,7 +37,7 @@ def critic_scale(agent: ACKTR) -> tuple[float, float]:
     if math.isfinite(residual):
         old = agent._value_variance
         agent._value_variance = residual if old is None else old + RESIDUAL_WEIGHT * (residual - old)
-    variance = max(agent._value_variance or 1.0, SMALLEST_VARIANCE)
+    variance = 1.0 if agent._value_variance is None else max(agent._value_variance, SMALLEST_VARIANCE)
     return math.sqrt(variance), 1.0 / variance
 
 

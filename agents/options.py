@@ -125,14 +125,14 @@ class NaturalGradientOptions:
             through a shared trunk. None bounds the sum of the losses with `step`.
         kl_target: Measured KL of the policy, in nats, that the learning rate is adapted to, as the continuous code of OpenAI's baselines
             does: divided by 1.5 after an update that made more than twice the target, multiplied by 1.5 after one that made less than half
-            of it, never above 1. The factor multiplies `learning_rate` and its schedule. Costs one forward pass each update. None adapts
-            nothing.
+            of it, never above 1. `learning_rate` is where it begins; a schedule that falls is raised again. A critic with a `critic_step`
+            keeps the schedule. Costs one forward pass each update. None adapts nothing.
         backtracking: Check of the KL after each step, a `Backtracking` or a mapping of its fields; None checks nothing.
         refresh: When statistics are gathered and inverses recomputed.
         fisher: ``"mc"`` draws fresh actions and values from the current model, ``"exact"`` needs one backward pass for each action,
             ``"empirical"`` uses the rollout's own actions and returns. A mapping without a ``seed`` takes the agent's.
         momentum: Weight of the previous step, in [0, 1). With `KLTrustRegion` it is inside the bound.
-        weight_decay: L2 coefficient.
+        weight_decay: L2 coefficient of all weights, in the gradient before preconditioning.
         vf_fisher_coef: The critic is ``Normal(V(s), 1/sqrt(vf_fisher_coef))``. ``"auto"``: one over the running mean square of the
             critic's residual (return minus value), which also divides the value loss, so that the scale of the rewards does not matter.
             With `value_normalization` a number counts in units of the returns' deviation.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,46 @@ def test_ranks_share_their_weights_and_see_different_episodes(tmp_path: Path) ->
     assert not torch.equal(mine["observations"], theirs["observations"])
 
 
+def go_on(rank: int) -> dict[str, Any]:
+    """Train alone, save, load the file on every rank and train together; the momentum goes along."""
+    folder = Path(os.environ["NATGRAD_TEST_FOLDER"])
+    model = ACKTR("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=7), n_steps=16, seed=3, device="cpu", natural_gradient={"momentum": 0.5})
+    model.learn(160)  # the same on both ranks
+    model.save(folder / f"{rank}.zip")
+    loaded = ACKTR.load(folder / f"{rank}.zip", env=make_vec_env("CartPole-v1", 2, seed=1000 * rank), seed=rank)
+    loaded.distribute()
+    first = flat(loaded.policy)
+    generator = loaded.optimizer.state_dict()["curvature"]["observer"]["generator"]
+    loaded.learn(160, reset_num_timesteps=False)
+    statistics = [m.flatten() for state in loaded.optimizer.preconditioner.blocks.state_dict().values() for m in state["moments"].values()]
+    return {
+        "saved": flat(model.policy),
+        "first": first,
+        "weights": flat(loaded.policy),
+        "statistics": torch.cat(statistics),
+        "generator": generator,
+        "steps": loaded.num_timesteps,
+    }
+
+
+@pytest.mark.slow
+def test_a_loaded_agent_goes_on_with_several_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NATGRAD_TEST_FOLDER", str(tmp_path))
+    mine, theirs = on_two_ranks(go_on, tmp_path)
+    assert torch.equal(mine["saved"], mine["first"])
+    assert mine["steps"] == 320
+    for name in ("first", "weights", "statistics"):
+        assert torch.equal(mine[name], theirs[name])
+    assert not torch.equal(mine["first"], mine["weights"])
+    assert mine["generator"] is not None
+    assert theirs["generator"] is None
+
+
 def moments(rank: int) -> tuple[float, float]:
     model = ACKTR("MlpPolicy", make_vec_env("CartPole-v1", 2, seed=rank), n_steps=16, seed=0, device="cpu")
     model.distribute()
-    mean, std = model._moments(torch.arange(8.0)[4 * rank : 4 * rank + 4])
+    assert model.ranks is not None
+    mean, std = model.ranks.moments(torch.arange(8.0)[4 * rank : 4 * rank + 4])
     return float(mean), float(std)
 
 
