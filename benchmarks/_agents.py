@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import csv
 import json
 import math
 import multiprocessing
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,11 +27,18 @@ from natgrad_apps._resources import config_path
 from natgrad_apps.agents.config import EnvironmentConfig, TrainConfig
 from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, evaluate
+from natgrad_apps.agents.training import resume
+from natgrad_apps.agents.training import train as run_to_end
 from natgrad_apps.runner import atomic, schema
 from natgrad_apps.runner.arguments import read_file
+from natgrad_apps.runner.checkpoints import CheckpointStore
 
 FIRST_SEED = 100
 """Seeds of benchmarks start here, so that none of them was used in choosing settings."""
+
+
+EVALUATED = "eval/mean_reward"
+"""Column of a run's metrics."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +163,34 @@ def train(
         best = measure(config.evaluation.final_episodes, FINAL_SEED)
     first_hit = next((step for step, score in watch.curve if score >= target), None)
     return Trained(final, best, first_hit, watch.curve, model.num_timesteps, seconds)
+
+
+def train_in(folder: Path, config: TrainConfig, target: float) -> Trained:
+    """ACKTR trained in a run folder by the runner: cut off, it goes on from its last checkpoint, exactly.
+
+    Args:
+        folder: The run folder; one that holds a checkpoint is continued with its own configuration.
+        config: The run.
+        target: Mean return that counts as solved.
+    """
+    if CheckpointStore(folder / "checkpoint").steps():
+        resume(folder)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        run_to_end(config, folder)
+    results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        curve = [(int(row["step"]), float(row[EVALUATED])) for row in csv.DictReader(file) if row.get(EVALUATED)]
+    final = results["evaluation"]["mean_return"]
+    best = results["best_checkpoint"]
+    return Trained(
+        final=final,
+        best=final if best is None else best["evaluation"]["mean_return"],
+        first_hit=next((step for step, score in curve if score >= target), None),
+        curve=curve,
+        steps=results["steps"],
+        seconds=results["duration_seconds"],
+    )
 
 
 class _Watch(BaseCallback):

@@ -6,7 +6,8 @@
     python benchmarks/acktr_atari.py --out runs/atari --report          # only the tables of what is there
 
 ACKTR runs with the preset `atari`, A2C with the settings that the RL Zoo gives for Atari. A step is four frames. Every finished training
-is a JSON file in ``--out``; a training that was cut off begins anew. Seeds start at 100, so that none was used in choosing the preset.
+is a JSON file in ``--out``. Trainings of ACKTR have run folders in ``--out/runs`` and go on from their last checkpoint if they are cut
+off; those of A2C begin anew. Seeds start at 100, so that none was used in choosing the preset.
 
 Prints for each game: the mean return of 10 episodes with the last policy (actions drawn, rewards not clipped, lives not episodes), the same
 of the policy that did best in periodic evaluations (5 episodes, every 100,000 steps), the steps at which such an evaluation first reached
@@ -32,10 +33,9 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, GAMES, Job, Trained, load, preset, run_missing, train
+from benchmarks._agents import FIRST_SEED, GAMES, Job, Trained, load, preset, run_missing, train, train_in
 from benchmarks._comparisons import COLUMNS, publish, rows, table
 from benchmarks._timing import environment
-from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import TrainConfig
 
 STEPS = {"Breakout": 2_000_000}
@@ -46,22 +46,23 @@ A2C_COPIES = 16
 """The Zoo's number of environments."""
 
 
-def build(job: Job, config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
-    """The learner of a job."""
-    if job.learner == "ACKTR":
-        return build_agent(config, venv)
+def a2c(config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
+    """A2C with the Zoo's settings."""
     policy_kwargs = {"optimizer_class": RMSpropTFLike, "optimizer_kwargs": {"eps": 1e-5}}
     return A2C("CnnPolicy", venv, ent_coef=0.01, vf_coef=0.25, policy_kwargs=policy_kwargs, seed=config.seed, device=config.device)
 
 
-def run(job: Job, total_timesteps: int | None, device: Any) -> Trained:
-    """One training."""
+def run(job: Job, out: Path, total_timesteps: int | None, device: Any) -> Trained:
+    """One training; ACKTR's in ``out/runs``."""
     config = preset(job.environment)
     settings = replace(config.environment, n_envs=config.environment.n_envs if job.learner == "ACKTR" else A2C_COPIES)
     total = total_timesteps or STEPS.get(job.environment, 1_000_000)
-    evaluation = replace(config.evaluation, every_steps=min(100_000, total))
+    every = min(100_000, total)
+    evaluation = replace(config.evaluation, every_steps=every)
     config = replace(config, environment=settings, seed=job.seed, device=device, total_timesteps=total, evaluation=evaluation)
-    return train(config, settings, partial(build, job), GAMES[job.environment])
+    if job.learner == "ACKTR":
+        return train_in(out / "runs" / Path(job.file).stem, replace(config, checkpoint_every=every, threads=1), GAMES[job.environment])
+    return train(config, settings, a2c, GAMES[job.environment])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console = Console(width=140)
     jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in games for learner in options.learners]
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    work = partial(run, total_timesteps=total, device=device)
+    work = partial(run, out=options.out, total_timesteps=total, device=device)
     run_missing([] if options.report else jobs, work, options.out, options.workers, console)
     found = load(options.out)
     cells = rows(found, LEARNERS)
