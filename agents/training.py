@@ -142,10 +142,13 @@ class _Session:
         return f"batch {size * self.config.batch_size}" + (f" of {size} processes" if size > 1 else "")
 
     def _start_logger(self, stack: ExitStack, state: snapshot.RunState | None) -> None:
-        step = self.agent.num_timesteps
+        kept: int | None = None
         if state is not None:
-            self.folder.metrics.cut(step)
-        logger = Logger(None, [RunWriter(self.folder.metrics, self.folder.tensorboard, None if state is None else step)])
+            # The last update's own row is written again, too, where its evaluation is still due.
+            handled = self.progress.handled_updates == self.agent._n_updates
+            kept = self.agent.num_timesteps - (0 if handled else 1)
+            self.folder.metrics.cut(kept)
+        logger = Logger(None, [RunWriter(self.folder.metrics, self.folder.tensorboard, kept)])
         stack.callback(logger.close)
         self.agent.set_logger(logger)
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import SubprocVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from natgrad_apps.agents import callbacks, environment_state, evaluation, snapshot, training
 from natgrad_apps.agents.cli import main
@@ -161,6 +162,36 @@ def test_an_interrupted_evaluation_is_repeated(
     assert CheckpointStore(out / "checkpoint").steps()[-1] == step
     assert main(["train", "--resume", str(out)]) == 0
     assert_equal_runs(finished_run, out)
+
+
+def test_an_evaluation_that_was_interrupted_and_then_killed_leaves_one_row(
+    finished_run: Path, small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint of step 640 says that the evaluation is due; the row that follows it is not in that checkpoint."""
+    out, original = tmp_path / "run", evaluation.evaluate
+
+    def interrupted(*arguments: Any, **named: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **named)
+
+    def die(self: callbacks.RunCallback) -> None:
+        raise KeyboardInterrupt  # as the second Ctrl-C: nothing is saved
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "evaluate", interrupted)
+        assert main(["train", "--config", str(small_config), "--out", str(out)]) == 130
+    assert "640" not in {row["step"] for row in table(out)}
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks.RunCallback, "_on_rollout_end", die)
+        assert main(["train", "--resume", str(out)]) == 130
+    assert table(out)[-1]["step"] == "640"
+    assert CheckpointStore(out / "checkpoint").steps()[-1] == 640
+    assert main(["train", "--resume", str(out)]) == 0
+    assert_equal_runs(finished_run, out)
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("eval/mean_reward")] == [640, 1280]
+    assert [event.step for event in events.Scalars("train/predicted_kl")] == [int(row["step"]) for row in table(out)]
 
 
 def test_environments_without_a_state_begin_new_episodes(small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
