@@ -60,7 +60,8 @@ MUJOCO = {
     "diagonal": Variant({"curvature": {"name": "diagonal", "decay": 0.95}}),
     "momentum_inside": Variant({"momentum": 0.9}),
     "momentum_outside": Variant(
-        {"momentum": 0.9, "step": {"name": "kl_clip", "kl_clip": 0.04}, "critic_step": {"name": "kl_clip", "kl_clip": 0.2}}
+        {"momentum": 0.9, "step": {"name": "kl_clip", "kl_clip": 0.0004}, "critic_step": {"name": "kl_clip", "kl_clip": 0.002}},
+        {"learning_rate": "lin_0.025"},
     ),
     "one_region": Variant({"critic_step": None}),
     "no_limit": Variant({"backtracking": None}),

@@ -8,11 +8,11 @@
     python benchmarks/acktr_ablations.py --out runs/ablations --report                # only the table of what is there
 
 Variants on MuJoCo: `preset`; the curvatures `ekfac` and `diagonal`; `momentum_inside` the region (0.9) and `momentum_outside` (the rule of
-the released code, which clips the gradient and averages what it has clipped); `one_region` for actor and critic together; `no_limit` of
-the measured KL; `batch_1024` and `batch_4096` (512 and 128 updates per 2^19 steps instead of 256); `gae` with gamma 0.99 and lambda 0.95;
-`adaptive_rate`, the rule of the older continuous code of OpenAI's baselines, which adapts the rate to a measured KL of 0.01 nats;
-`critic_adam`, whose critic does 10 steps of Adam in an update instead of the natural-gradient step, as TRPO has it, and `critic_extra`,
-which does them after it, as that older code did its 25 by K-FAC.
+the released code, which averages clipped steps: `KLClip` with a tenth of the rate and a hundredth of the clip); `one_region` for actor and
+critic together; `no_limit` of the measured KL; `batch_1024` and `batch_4096` (512 and 128 updates per 2^19 steps instead of 256); `gae`
+with gamma 0.99 and lambda 0.95; `adaptive_rate`, the rule of the older continuous code of OpenAI's baselines, which adapts the rate to a
+measured KL of 0.01 nats; `critic_adam`, whose critic does 10 steps of Adam in an update instead of the natural-gradient step, as TRPO has
+it, and `critic_extra`, which does them after it, as that older code did its 25 by K-FAC.
 
 Variants on an Atari game: `preset`; `batch_160`, 5 steps of the 32 environments instead of 20; `critic_auto`, whose critic has the variance
 of its residuals instead of 1, and `critic_region`, whose critic has a trust region of its own, of the size of the policy's; the `diagonal`

@@ -16,7 +16,9 @@ class KLClip(StepRule):
 
     The convention of the public K-FAC optimizers and of baselines' ``kfac_clip``: no factor 2, the damped metric, and
     momentum outside, so ``kl_clip`` corresponds to a trust region of radius ``kl_clip / 2`` for a single step and to
-    more with momentum. `KLTrustRegion` bounds what is taken.
+    more with momentum. `KLTrustRegion` bounds what is taken. Baselines' ACKTR multiplies what it has clipped by ``1 - momentum``, so
+    that its steps are running means of clipped ones: its rule with a rate ``lr`` and a clip ``c`` is this one with
+    ``lr (1 - momentum)`` and ``c (1 - momentum)^2``.
     Reference: Ba, Grosse & Martens, Distributed second-order optimization using Kronecker-factored approximations, ICLR 2017, section 5.
 
     Attributes:

@@ -207,6 +207,27 @@ def test_clip_uses_the_damped_form_before_momentum() -> None:
         assert info.predicted_kl.item() == pytest.approx(0.5 * scale**2 * 0.16 * (P @ gradient).item(), rel=1e-9)
 
 
+@pytest.mark.parametrize("kappa", [1e-3, 10.0], ids=["clipped", "free"])
+def test_clip_with_a_smaller_rate_is_the_rule_of_baselines(kappa: float) -> None:
+    """``d = m d - lr (1 - m) nu P``, ``nu = min(1, sqrt(kappa / (lr^2 <P, g>)))``, by ``lr (1 - m)`` and ``kappa (1 - m)^2``."""
+    model, layer, x, y = regression()
+    lr, m = 0.4, 0.9
+    rule = KLClip(kappa * (1 - m) ** 2)
+    optimizer = NaturalGradient(model, Exact(), damping=0.5, fisher="exact", step=rule, lr=lr * (1 - m), momentum=m)
+    outputs = model(x)
+    F = fisher(layer_jacobian(outputs, layer), gaussian_root(outputs))
+    velocity = torch.zeros(10)
+    for _ in range(3):
+        before = flat(layer)
+        take(optimizer, model, x, y)
+        gradient = flat_gradient(layer)
+        P = torch.linalg.solve(F + 0.5 * torch.eye(10), gradient)
+        nu = min(1.0, math.sqrt(kappa / (lr**2 * (P @ gradient).item())))
+        assert (nu < 1) == (kappa < 1)
+        velocity = m * velocity - lr * (1 - m) * nu * P
+        torch.testing.assert_close(flat(layer), before + velocity, rtol=1e-8, atol=1e-9)
+
+
 def test_plain_step_reports_norms_and_damping() -> None:
     model, layer, x, y = regression()
     optimizer = NaturalGradient(model, KFAC(), damping=FactoredTikhonov(0.25), fisher="exact", step=Plain(), lr=0.1)
