@@ -124,11 +124,13 @@ def merge(base: Table, override: Table) -> Table:
     """The entries of both; where both have a mapping it is merged, else the override's value stands.
 
     A mapping with another ``name`` describes another component, whose fields have nothing to do with those of the old one; it replaces
-    the old one.
+    the old one. A mapping without a name over a component that was given by its name alone adds fields to it.
     """
     entries = dict(base.entries)
     for key, value in override.entries.items():
         old = entries.get(key)
+        if isinstance(value, Table) and isinstance(old, Scalar) and _is_name(old) and not {"name", "kind"} & value.entries.keys():
+            old = Table({"name": old}, old.place)
         both = isinstance(old, Table) and isinstance(value, Table) and _name(value) in {None, _name(old)}
         entries[key] = merge(old, value) if both and isinstance(old, Table) and isinstance(value, Table) else value
     return Table(entries, override.place)
@@ -188,15 +190,19 @@ def _name(table: Table) -> str | None:
     return name.text if isinstance(name, Scalar) else None
 
 
+def _is_name(scalar: Scalar) -> bool:
+    return re.fullmatch(r"[A-Za-z]\w*", scalar.text) is not None and not scalar.is_null
+
+
 def _plain(text: str) -> str:
     sign, digits = (text[0], text[1:]) if text[0] in "+-" else ("", text)
     stripped = digits.lstrip("0")
     return sign + (stripped if stripped[:1].isdigit() else "0" + stripped)
 
 
-def _convert(node: yaml.Node, source: str, depth: int, lines: bool = True, key: yaml.Node | None = None) -> Node:
+def _convert(node: yaml.Node, source: str, depth: int, lines: bool = True, owner: yaml.Node | None = None) -> Node:
     # A mapping begins a line below its key, and it is the key that messages name.
-    place = f"{source}:{(key or node).start_mark.line + 1}" if lines else source
+    place = f"{source}:{(owner or node).start_mark.line + 1}" if lines else source
     if depth > MAX_DEPTH:
         raise ConfigError(f"{place}: nested more than {MAX_DEPTH} levels deep")
     prefix, _, kind = str(node.tag).rpartition(":")

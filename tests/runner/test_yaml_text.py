@@ -137,3 +137,19 @@ def test_another_component_replaces_the_old_one(override: str, kept: set[str]) -
     inner = merged("{a: {name: old, value: 1, x: 0}}", override).entries["a"]
     assert isinstance(inner, Table)
     assert set(inner.entries) == kept
+
+
+@pytest.mark.parametrize(
+    ("base", "override", "kept"),
+    [
+        ("{a: ekfac}", "{a: {decay: 1}}", {"name": "ekfac", "decay": "1"}),
+        ("{a: exact}", "{a: {kind: mc}}", {"kind": "mc"}),
+        ("{a: ekfac}", "{a: {name: kfac}}", {"name": "kfac"}),
+        ("{a: 0.1}", "{a: {value: 2}}", {"value": "2"}),
+        ("{a: null}", "{a: {value: 2}}", {"value": "2"}),
+    ],
+)
+def test_fields_join_a_component_that_was_given_by_name(base: str, override: str, kept: dict[str, str]) -> None:
+    inner = merged(base, override).entries["a"]
+    assert isinstance(inner, Table)
+    assert {name: node.text for name, node in inner.entries.items() if isinstance(node, Scalar)} == kept
