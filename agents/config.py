@@ -12,7 +12,7 @@ from torch import nn
 
 from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.runner.hints import Range
+from natgrad_apps.runner.hints import Form, Range
 
 PROGRAM = "natgrad-acktr"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
@@ -21,6 +21,7 @@ _SCHEDULE = re.compile(r"lin_(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)
 Positive = Annotated[int, Range(low=1)]
 NonNegative = Annotated[int, Range(low=0)]
 Coefficient = Annotated[float, Range(low=0)]
+ScheduleText = Annotated[str, Form(_SCHEDULE.pattern, "a schedule such as lin_0.25")]
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class AgentConfig:
         "MaskableCnnLstmPolicy",
         "MaskableMultiInputLstmPolicy",
     ] = "MlpPolicy"
-    learning_rate: Annotated[float, Range(low=0, open_low=True)] | str = "lin_0.25"
+    learning_rate: Annotated[float, Range(low=0, open_low=True)] | ScheduleText = "lin_0.25"
     n_steps: Positive = DEFAULTS["n_steps"]
     gamma: Annotated[float, Range(low=0, high=1, open_low=True)] = DEFAULTS["gamma"]
     gae_lambda: Annotated[float, Range(low=0, high=1)] = DEFAULTS["gae_lambda"]
@@ -167,8 +168,8 @@ class AgentConfig:
             if value is not None and kind not in self.policy:
                 fitting = [policy for policy in get_args(get_type_hints(type(self))["policy"]) if kind in policy]
                 raise ConfigError(
-                    f"network.{name} {value} is for policies with {what}, and policy {self.policy!r} has none; leave it out, or take one of "
-                    f"{', '.join(fitting)}"
+                    f"network.{name} {value} is for policies with {what}, and policy {self.policy!r} has none; leave it out, or take one "
+                    f"of {', '.join(fitting)}"
                 )
 
     def schedule(self) -> float | LinearSchedule:

@@ -7,7 +7,6 @@ command line obey one set of rules.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from natgrad_apps._resources import available_configs
 from natgrad_apps.errors import ConfigError
-from natgrad_apps.runner import hints, schema
+from natgrad_apps.runner import hints, schema, schema_help
 from natgrad_apps.runner.yaml_text import Node, Table, merge, read_value, read_yaml
 
 T = TypeVar("T")
@@ -91,13 +90,14 @@ def verb_parser(usage: str, description: str, config: type | None = None) -> Arg
     """
     parser = _parser(usage=usage, description=description)
     groups: dict[str, Any] = {}
-    for key in schema.keys(config) if config is not None else ():
-        section = key.path.rpartition(".")[0]
+    for entry in schema_help.entries(config) if config is not None else ():
+        section, option, text = entry.section, f"--{entry.path}", entry.text.replace("%", "%%")
         if section not in groups:
             groups[section] = parser.add_argument_group(f"settings: {section}" if section else "settings")
-        default = "" if key.default is dataclasses.MISSING else f" (default: {_short(key.default)})"
-        text = f"{key.text or key.path} Legal: {hints.expected(key.hint)}{default}"
-        groups[section].add_argument(f"--{key.path}", type=str, metavar="VALUE", help=text.replace("%", "%%"))
+        if entry.parsed:
+            groups[section].add_argument(option, type=str, metavar="VALUE", help=text)
+        else:  # `_take_below_mappings` takes it off the line before the parser sees it
+            groups[section]._group_actions.append(argparse.Action([option], entry.path, metavar="VALUE", help=text))
     return parser
 
 
@@ -219,7 +219,8 @@ def _take_below_mappings(verbs: Mapping[str, Verb], argv: Sequence[str]) -> tupl
             break
         if name.startswith("--") and name not in legal:
             if not any(name.startswith(prefix) for prefix in mappings):
-                raise ConfigError(f"unknown option {name} of {words[0]!r}{_nearest(name, legal)}; --help lists all")
+                known = legal | {f"--{entry.path}" for entry in schema_help.entries(verb.config)} if verb.config is not None else legal
+                raise ConfigError(f"unknown option {name} of {words[0]!r}{_nearest(name, known)}; --help lists all")
             if not equals and not queue:
                 raise ConfigError(f"option {name} needs a value")
             below[name[2:]] = value if equals else queue.pop(0)
@@ -237,12 +238,7 @@ def _as_in_help(message: str, verb: str, verbs: Mapping[str, Verb]) -> str:
 
 
 def _nearest(given: str, legal: Iterable[str]) -> str:
-    names = sorted(legal)
+    names = sorted(legal, key=lambda name: (len(name), name))
     # The last part counts most: --n_steps finds --agent.n_steps.
     near = [n for n in names if n.rpartition(".")[2] == given.lstrip("-")] or difflib.get_close_matches(given, names, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _short(value: object) -> str:
-    plain = schema.to_plain(value)
-    return "null" if plain is None else str(plain).lower() if isinstance(plain, bool) else str(plain)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as AbstractSequence
@@ -43,11 +44,30 @@ class Range:
         return f"in {'(' if self.open_low else '['}{self.low}, {self.high}{')' if self.open_high else ']'}"
 
 
-def strip(hint: Any) -> tuple[Any, Range | None]:
-    """A type without its ``Annotated``, and its range."""
+@dataclass(frozen=True)
+class Form:
+    """Form of a text, for ``Annotated[str, Form(...)]``.
+
+    Attributes:
+        pattern: Regular expression that the whole text matches.
+        words: What messages and the help call it.
+    """
+
+    pattern: str
+    words: str
+
+    def __contains__(self, text: str) -> bool:
+        return re.fullmatch(self.pattern, text) is not None
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def strip(hint: Any) -> tuple[Any, Range | Form | None]:
+    """A type without its ``Annotated``, and its range or form."""
     if get_origin(hint) is Annotated:
         bare, *extras = get_args(hint)
-        return bare, next((e for e in extras if isinstance(e, Range)), None)
+        return bare, next((e for e in extras if isinstance(e, (Range, Form))), None)
     return hint, None
 
 
@@ -63,6 +83,16 @@ def alternatives(hint: Any) -> list[Any]:
     if any(is_mapping(member) for member in found):
         found = tuple(member for member in found if not isinstance(member, type) or member in SCALARS)
     return sorted(found, key=_priority)
+
+
+def component(hint: Any) -> type | None:
+    """The class that `alternatives` leaves out, None if there is none."""
+    bare, _ = strip(hint)
+    found = get_args(bare) if get_origin(bare) in {Union, types.UnionType} else ()
+    classes = [
+        member for member in found if isinstance(member, type) and get_origin(member) is None and member not in {*SCALARS, dict, list}
+    ]
+    return classes[0] if classes and any(is_mapping(member) for member in found) else None
 
 
 def is_dataclass(hint: Any) -> bool:
@@ -100,13 +130,22 @@ def contains(hint: Any, node: Node) -> bool:
     return isinstance(node, Sequence) and is_list(hint)
 
 
-def expected(hint: Any) -> str:
-    """What is legal for a type, in words."""
+def expected(hint: Any, known: Range | None = None) -> str:
+    """What is legal for a type, in words.
+
+    Args:
+        hint: The type.
+        known: Range of numbers that the type itself does not tell.
+    """
     bare, bounds = strip(hint)
     members = alternatives(hint)
-    suffix = f" {bounds}" if bounds is not None else ""
     if len(members) > 1:
-        return " or ".join(expected(m) for m in sorted(members, key=lambda m: m is type(None)))
+        return " or ".join(expected(m, known) for m in sorted(members, key=lambda m: m is type(None)))
+    if isinstance(bounds, Form):
+        return str(bounds)
+    if bounds is None and bare in {int, float}:
+        bounds = known
+    suffix = f" {bounds}" if bounds is not None else ""
     if get_origin(bare) is Literal:
         return "one of " + ", ".join(str(v) for v in get_args(bare))
     if is_list(bare):

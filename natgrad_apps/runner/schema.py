@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -18,29 +17,15 @@ import yaml
 
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner.hints import Range, alternatives, contains, expected, is_dataclass, is_list, is_mapping, item_of, strip
+from natgrad_apps.runner.schema_keys import Key, default_of, keys
 from natgrad_apps.runner.yaml_text import Node, Scalar, Sequence, Table, describe, parse_any, parse_bool, parse_number, read_yaml
+
+__all__ = ["Key", "keys", "problems", "read", "read_scalar", "to_plain", "to_tree", "to_yaml"]
 
 T = TypeVar("T")
 LARGEST_EXPONENT = 308
 """Of a double."""
 _BAD: Any = object()
-
-
-@dataclass(frozen=True)
-class Key:
-    """One key of a configuration that holds a value.
-
-    Attributes:
-        path: Dotted name, such as ``"agent.n_steps"``.
-        hint: Its type.
-        default: Its value when it is not given, `dataclasses.MISSING` if it must be given.
-        text: What it means.
-    """
-
-    path: str
-    hint: Any
-    default: object
-    text: str
 
 
 def read(cls: type[T], tree: Table) -> T:
@@ -60,6 +45,13 @@ def read(cls: type[T], tree: Table) -> T:
     return value
 
 
+def problems(cls: type, tree: Table) -> list[str]:
+    """The faults that `read` would raise, one by one."""
+    reader = _Reader(cls)
+    reader.table(cls, tree, "")
+    return reader.problems
+
+
 def read_scalar(hint: Any, node: Node, name: str) -> Any:
     """Read one value that is no part of a configuration.
 
@@ -75,45 +67,6 @@ def read_scalar(hint: Any, node: Node, name: str) -> Any:
     value = reader.value(hint, node, name)
     reader.raise_problems()
     return value
-
-
-def keys(cls: type, prefix: str = "") -> Iterator[Key]:
-    """Every key of a configuration that holds a value, in order of declaration."""
-    hints, texts = typing.get_type_hints(cls, include_extras=True), field_texts(cls)
-    for field in dataclasses.fields(cls):
-        if not field.init:
-            continue
-        members = alternatives(hints[field.name])
-        inner = [member for member in members if is_dataclass(member)]
-        for member in inner:
-            yield from keys(member, f"{prefix}{field.name}.")
-        if len(inner) < len(members):
-            yield Key(prefix + field.name, hints[field.name], default_of(field), texts.get(field.name, ""))
-
-
-def default_of(field: dataclasses.Field[Any]) -> object:
-    """The default of a field, `dataclasses.MISSING` if it must be given."""
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
-
-
-def field_texts(cls: type) -> dict[str, str]:
-    """What each field means, from the ``Attributes:`` section of the docstring."""
-    texts: dict[str, str] = {}
-    name, inside = "", False
-    for line in (cls.__doc__ or "").splitlines():
-        stripped = line.strip()
-        if stripped == "Attributes:":
-            inside = True
-        elif inside and line.startswith(" " * 12) and name:
-            texts[name] += " " + stripped
-        elif inside and line.startswith(" " * 8) and ":" in stripped:
-            name, _, text = stripped.partition(":")
-            texts[name] = text.strip()
-        elif inside and stripped:
-            break
-    return texts
 
 
 def to_plain(value: object) -> Any:

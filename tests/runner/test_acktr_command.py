@@ -106,7 +106,10 @@ def test_print_config_resolves_and_writes_nothing(
         (["trane"], "did you mean 'train'"),
         (["train", "--agent.n_stepz", "3"], "did you mean '--agent.n_steps'"),
         (["train", "--agent.n_steps", "0", "--out", "OUT"], "agent.n_steps (command line): got '0'; legal: a whole number >= 1"),
-        (["train", "--agent.learning_rate", "lin_x", "--out", "OUT"], "nor a schedule such as 'lin_0.25'"),
+        (
+            ["train", "--agent.learning_rate", "lin_x", "--out", "OUT"],
+            "agent.learning_rate (command line): got 'lin_x'; legal: a number > 0 or a schedule such as lin_0.25",
+        ),
         (["train", "--agent.learning_rate", "0", "--out", "OUT"], "learning_rate"),
         (["train", "--agent.policy", "MlpPolici", "--out", "OUT"], "did you mean 'MlpPolicy'"),
         (["train", "--agent.natural_gradient.curvature", "kfak", "--out", "OUT"], "did you mean 'kfac'"),
