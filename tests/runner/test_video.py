@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +65,48 @@ def test_an_environment_without_pictures_is_an_error(tmp_path: Path) -> None:
     finally:
         del gym.registry["Invisible-v0"]
     assert not list(tmp_path.iterdir())
+
+
+class Undrawn(gym.Env[Any, Any]):
+    """An environment of which nobody has thought of films."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        pass
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.0, True, False, {}
+
+
+@pytest.mark.parametrize(
+    ("modes", "message"),
+    [
+        ([], "films need the render mode 'rgb_array', and of render modes it has none"),
+        (["human"], "of render modes it has only 'human'"),
+        (["rgb_array"], "made with render_mode='rgb_array' it has another; set self.render_mode"),
+    ],
+)
+def test_an_environment_without_the_render_mode_is_an_error_and_no_warning(modes: list[str], message: str, tmp_path: Path) -> None:
+    environment: Any = type("Declared", (Undrawn,), {"metadata": {"render_modes": modes}})
+    gym.register("Undrawn-v0", environment, disable_env_checker=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            with pytest.raises(ConfigError, match=message):
+                film("Undrawn-v0", tmp_path, 1)
+    finally:
+        del gym.registry["Undrawn-v0"]
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pygame", None)
+    with pytest.raises(ConfigError, match=r"needs a package to draw itself: pygame is not installed.*natgrad-apps"):
+        film("CartPole-v1", tmp_path, 1)
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(ConfigError, match="films need imageio with ffmpeg"):
+        film("CartPole-v1", tmp_path, 1)
