@@ -72,6 +72,7 @@ class ACKTR(ContextualAlgorithm):
     Attributes:
         natural_gradient: The options in force.
         measure_next_update: A callback sets it (at the end of a rollout, say) to have everything measured in the next update.
+        last_update: Numbers of the last update by name; empty before the first.
 
     Raises:
         TypeError: An unknown argument.
@@ -101,6 +102,7 @@ class ACKTR(ContextualAlgorithm):
         self.spectrum = diagnostics.Spectrum()
         self._rate_factor = 1.0
         self.measure_next_update = False
+        self.last_update: dict[str, float] = {}
         check_values(given)
         del given["normalize_advantage"]
         set_up = given.pop("_init_setup_model")
@@ -189,7 +191,7 @@ class ACKTR(ContextualAlgorithm):
             report |= diagnostics.describe_change(change)
         if target is not None and change is not None and not bool(info.skipped):
             follow(self, rate, float(change.actor_kl))
-        numbers = diagnostics.to_numbers(report)
+        self.last_update = numbers = diagnostics.to_numbers(report)
         if numbers.pop("skipped"):
             diagnostics.warn_skipped(self._n_updates, self.rollout_buffer)
         elif measured:

@@ -100,7 +100,6 @@ class RunCallback(BaseCallback):
         self.config, self.progress, self.hooks = config, progress, hooks
         self._clock = time.perf_counter()
         self._bar_clock = float("-inf")
-        self._last_kl: float | None = None
 
     @property
     def agent(self) -> ACKTR:
@@ -219,19 +218,10 @@ class RunCallback(BaseCallback):
         numbers, episodes = {}, self.agent.ep_info_buffer
         if episodes:
             numbers["return"] = f"{np.mean([e['r'] for e in episodes]):.2f}"
-        kl = self.last_kl
-        if kl is not None:
-            numbers["KL"] = f"{kl:.2g}"
+        if "predicted_kl" in self.agent.last_update:
+            numbers["predicted KL"] = f"{self.agent.last_update['predicted_kl']:.2g}"
         numbers["steps/s"] = f"{self._speed():.0f}"
         self.hooks.view.update(self.agent.num_timesteps, numbers, last=last)
-
-    @property
-    def last_kl(self) -> float | None:
-        """Predicted KL of the last update, in nats; None before the first."""
-        value = self.agent.logger.name_to_value.get("train/predicted_kl")
-        if value is not None:
-            self._last_kl = float(value)
-        return self._last_kl
 
 
 class FollowerCallback(BaseCallback):
