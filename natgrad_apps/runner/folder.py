@@ -16,17 +16,21 @@ from natgrad_apps.runner.metrics import MetricsFile
 
 CONFIG = "config.yaml"
 RESULTS = "results.json"
+_LOCK, _LOG = ".lock", "log.txt"
+_EMPTY_RUN = frozenset({_LOCK, _LOG, CONFIG, "tensorboard"})
 
 
 def check_new(path: Path) -> None:
     """Check that a run folder could be made, without making it.
+
+    A run that failed before it had anything to keep leaves no more than its log, which a new one goes on with.
 
     Raises:
         ConfigError: The folder exists and is not empty, is a file, or may not be written.
     """
     if path.exists() and not path.is_dir():
         raise ConfigError(f"--out {str(path)!r} is a file; give a folder that does not exist yet")
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(path.iterdir()) and not is_empty_run(path):
         hint = f"to continue that run: --resume {path}; " if (path / CONFIG).is_file() else ""
         raise ConfigError(f"--out {str(path)!r} exists and is not empty; {hint}to start anew give another folder")
     parent = path.absolute()
@@ -36,6 +40,12 @@ def check_new(path: Path) -> None:
         raise ConfigError(f"--out {str(path)!r} cannot be made: {str(parent)!r} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ConfigError(f"--out {str(path)!r} cannot be made: no permission to write in {str(parent)!r}")
+
+
+def is_empty_run(path: Path) -> bool:
+    """Whether a folder is that of a run that has kept nothing, neither a checkpoint nor a number."""
+    names = {entry.name for entry in path.iterdir() if entry.suffix != ".tmp"}
+    return {_LOCK, _LOG} <= names <= _EMPTY_RUN
 
 
 class RunFolder:
@@ -52,14 +62,14 @@ class RunFolder:
         self.metrics = MetricsFile(path / "metrics.csv")
         self.checkpoints = CheckpointStore(path / "checkpoint")
         self._lock = self._take_lock()
-        self._log = (path / "log.txt").open("a", encoding="utf-8")
+        self._log = (path / _LOG).open("a", encoding="utf-8")
 
     @classmethod
     def create(cls, path: Path, config_yaml: str) -> RunFolder:
         """Make a new run folder.
 
         Args:
-            path: A folder that does not exist or is empty.
+            path: A folder that does not exist, is empty, or that of a run that has kept nothing.
             config_yaml: The resolved configuration.
 
         Raises:
@@ -115,7 +125,7 @@ class RunFolder:
 
     def _take_lock(self) -> TextIO:
         # The lock lives as long as the process, so that a killed run leaves none behind.
-        handle = (self.path / ".lock").open("w", encoding="utf-8")
+        handle = (self.path / _LOCK).open("w", encoding="utf-8")
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -10,32 +10,36 @@ from typing import TextIO
 
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner.command import RunFailedError
-from natgrad_apps.runner.folder import RunFolder
+from natgrad_apps.runner.folder import RunFolder, is_empty_run
 from natgrad_apps.runner.interrupts import InterruptedRunError
 from natgrad_apps.runner.progress import ProgressView
 
 
 @contextmanager
-def failures_to(folder: RunFolder, resume: str, kept: Callable[[], bool] | None = None) -> Iterator[None]:
+def failures_to(folder: RunFolder, resume: str, kept: Callable[[], bool] | None = None, *, checked: bool = False) -> Iterator[None]:
     """Write the traceback of a failure to the log, and pass on one line.
 
     Args:
         folder: Of the run.
         resume: The command that continues the run; told if something is kept.
         kept: Whether something is; None asks for a checkpoint.
+        checked: Whether the input has been found to be good, so that what is wrong now is a failure.
 
     Raises:
         RunFailedError: In place of any error that is no bad input and no interruption.
     """
     try:
         yield
-    except (InterruptedRunError, KeyboardInterrupt, ConfigError, RunFailedError):
+    except (InterruptedRunError, KeyboardInterrupt, RunFailedError):
         raise
     except Exception as error:
+        if isinstance(error, ConfigError) and not checked:
+            raise
         folder.log(traceback.format_exc())
         what = " ".join(str(error).split()) or "no message"
         can_resume = bool(folder.checkpoints.steps()) if kept is None else kept()
-        hint = f"; to go on: {resume}" if can_resume else ""
+        again = "; nothing is kept: when mended, start again with the same --out" if is_empty_run(folder.path) else ""
+        hint = f"; to go on: {resume}" if can_resume else again
         raise RunFailedError(f"{type(error).__name__}: {what}; the traceback is in {folder.path / 'log.txt'}{hint}") from error
 
 

@@ -154,6 +154,22 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
         check_new(tmp_path)
 
 
+def test_a_run_that_kept_nothing_makes_room_for_another(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", "seed: 1\n")
+    folder.log("failed")
+    (folder.path / "tensorboard").mkdir()
+    with pytest.raises(ConfigError, match="another process is writing"):
+        RunFolder.create(folder.path, "")
+    folder.close()
+    again = RunFolder.create(folder.path, "seed: 2\n")
+    assert (again.path / "config.yaml").read_text() == "seed: 2\n"
+    assert "failed" in (again.path / "log.txt").read_text()
+    again.metrics.write(1, {"a": 1})
+    again.close()
+    with pytest.raises(ConfigError, match="exists and is not empty"):
+        check_new(again.path)
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match="is a file"):
