@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from natgrad_apps.agents.context import Array, ContextualPolicy, State
+from natgrad_apps.agents.faults import name_of
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
 from natgrad_apps.errors import ConfigError
 
@@ -79,7 +80,7 @@ class MaskedPolicy(ContextualPolicy):
         if not env.has_attr(METHOD):
             raise ConfigError(
                 f"{type(self).__name__} asks the environment which actions are legal, but it has no method {METHOD}(); add one that "
-                f"returns {sum(choices(self.action_space))} booleans, or use a policy without 'Maskable'"
+                f"returns {sum(choices(self.action_space))} booleans, or use a policy without 'Maskable'{_of(env)}"
             )
 
     def read_masks(self, env: VecEnv) -> Tensor:
@@ -88,7 +89,11 @@ class MaskedPolicy(ContextualPolicy):
         Raises:
             ConfigError: The answer is no mask, or leaves no action.
         """
-        return self.to_masks(env.env_method(METHOD), env.num_envs)
+        given = env.env_method(METHOD)
+        try:
+            return self.to_masks(given, env.num_envs)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{_of(env)}") from error
 
     def to_masks(self, given: object, count: int) -> Tensor:
         """Masks as a tensor ``[N, choices]``.
@@ -99,7 +104,10 @@ class MaskedPolicy(ContextualPolicy):
         parts = choices(self.action_space)
         if given is None:
             raise ConfigError(f"{type(self).__name__} needs action_masks for {count} observations, {sum(parts)} booleans each")
-        masks = np.asarray(given)
+        try:
+            masks = np.asarray(given)
+        except ValueError:
+            masks = np.asarray(None)  # rows of different lengths
         if masks.dtype.kind not in "biuf" or masks.size != count * sum(parts):
             raise ConfigError(
                 f"action_masks must be {count} x {sum(parts)} booleans for the action space {self.action_space}, got {masks.dtype} of "
@@ -137,6 +145,11 @@ def choices(space: spaces.Space[Any]) -> list[int]:
     if isinstance(space, spaces.MultiBinary) and isinstance(space.n, int):
         return [2] * space.n
     raise ConfigError(f"masks need an action space Discrete, MultiDiscrete or MultiBinary with one dimension, got {space}")
+
+
+def _of(env: VecEnv) -> str:
+    name = name_of(env)
+    return "" if name is None else f" (environment {name!r})"
 
 
 def player(model: BaseAlgorithm, env: VecEnv) -> BaseAlgorithm | MaskReader:

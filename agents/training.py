@@ -17,6 +17,7 @@ from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.callbacks import EvaluationInterruptedError, Hooks, Progress, RunCallback
 from natgrad_apps.agents.config import PROGRAM, TrainConfig
+from natgrad_apps.agents.context import ContextualPolicy
 from natgrad_apps.agents.environments import close, find_normalization, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
@@ -43,6 +44,7 @@ def train(config: TrainConfig, out: Path) -> None:
 
     Raises:
         ConfigError: The configuration cannot be used; nothing has been written then.
+        EnvironmentFaultError: An environment broke in its first reset; nothing has been written then.
         InterruptedRunError: A signal arrived; the checkpoint is written.
         RunFailedError: Something else went wrong; ``log.txt`` has the traceback.
     """
@@ -51,13 +53,16 @@ def train(config: TrainConfig, out: Path) -> None:
         if not processes.agreed(lambda: check_new(out)):
             return
         venv, agent = parallel.learner(config, processes, stack)
+        opened: list[VecEnv] = []
+        if not processes.agreed(lambda: opened.append(_open_evaluation(config, venv, stack, agent))):
+            return
         if not processes.leads:
             parallel.follow(agent, venv, config, processes, None)
             return
         config_yaml = schema.to_yaml(config)
         folder = RunFolder.create(out, config_yaml)
         stack.callback(folder.close)
-        _Session(config, config_yaml, folder, venv, agent, Progress(), processes).run(None)
+        _Session(config, config_yaml, folder, venv, opened[0], agent, Progress(), processes).run(None)
 
 
 def resume(path: Path) -> None:
@@ -91,7 +96,27 @@ def resume(path: Path) -> None:
             parallel.follow(agent, venv, config, processes, state)
             return
         assert run.folder is not None
-        _Session(config, run.config_yaml, run.folder, venv, agent, state.progress, processes).run(state)
+        evaluation = _open_evaluation(config, venv, stack)
+        _Session(config, run.config_yaml, run.folder, venv, evaluation, agent, state.progress, processes).run(state)
+
+
+def _open_evaluation(config: TrainConfig, venv: VecEnv, stack: ExitStack, agent: ACKTR | None = None) -> VecEnv:
+    """The environment of evaluations, with the statistics of the training environment.
+
+    Args:
+        config: The run.
+        venv: The training environment.
+        stack: Closes it.
+        agent: Of a new run: one episode is begun, so that what breaks at once does so before anything is written. Evaluations begin anew.
+    """
+    count = min(config.evaluation.n_envs, config.evaluation.final_episodes)
+    evaluation = make_evaluation(config.environment, count, config.seed + PERIODIC_SEED, find_normalization(venv))
+    stack.callback(close, evaluation)
+    if agent is not None:
+        evaluation.reset()
+        if isinstance(agent.policy, ContextualPolicy):
+            agent.policy.read_masks(evaluation)
+    return evaluation
 
 
 @dataclass
@@ -102,6 +127,7 @@ class _Session:
     config_yaml: str
     folder: RunFolder
     venv: VecEnv
+    evaluation: VecEnv
     agent: ACKTR
     progress: Progress
     processes: Processes
@@ -122,18 +148,12 @@ class _Session:
             stack.enter_context(view)
             stack.enter_context(warnings_to(view))
             view.say(f"{title}: {config.total_timesteps:,} steps, {self._batch()}, seed {config.seed}, {self.agent.device}")
-            evaluation = make_evaluation(
-                config.environment,
-                min(config.evaluation.n_envs, config.evaluation.final_episodes),
-                config.seed + PERIODIC_SEED,
-                find_normalization(self.venv),
-            )
-            stack.callback(close, evaluation)
             self._start_logger(stack, state)
             if state is not None and not state.restore(self.venv, self.agent.logger):
                 view.say("the states of these environments cannot be saved: new episodes begin")
-            self._learn(evaluation, flag, view)
-            result = self._final_evaluation(self.agent, evaluation, flag, view)
+            stack.enter_context(failures_to(self.folder, self._resume_command(), checked=True))
+            self._learn(flag, view)
+            result = self._final_evaluation(self.agent, self.evaluation, flag, view)
             best = self._best_evaluation(stack, result, flag, view)
         self._finish(result, best)
 
@@ -152,7 +172,7 @@ class _Session:
         stack.callback(logger.close)
         self.agent.set_logger(logger)
 
-    def _learn(self, evaluation: VecEnv, flag: InterruptFlag, view: ProgressView) -> None:
+    def _learn(self, flag: InterruptFlag, view: ProgressView) -> None:
         """Train for what is left; a run that was interrupted during its last evaluation has nothing left."""
         settings = self.config.evaluation
 
@@ -162,7 +182,7 @@ class _Session:
 
         def measure() -> Evaluation:
             seed = self.config.seed + PERIODIC_SEED
-            return evaluate(self.agent, evaluation, settings.episodes, seed, deterministic=settings.deterministic, check=check)
+            return evaluate(self.agent, self.evaluation, settings.episodes, seed, deterministic=settings.deterministic, check=check)
 
         def save(best: bool) -> None:
             files = self.processes.gathered_files(snapshot.pack(self.agent, self.venv, self.progress, self.config_yaml))

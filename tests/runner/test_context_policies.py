@@ -49,6 +49,26 @@ class Guarded(gym.Env[Any, Any]):
 
 gym.register("RunnerTestGuarded-v0", Guarded)
 
+
+class WrongMasks(Guarded):
+    """Masks that are wrong, from the beginning or only later."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__()
+        self.wrong, self.since = kwargs["wrong"], kwargs.get("since", 0)
+
+    def action_masks(self) -> Any:
+        return self.wrong if self.time >= self.since else super().action_masks()
+
+
+WRONG = {
+    "length": (np.ones(4, bool), "must be 2 x 5 booleans for the action space MultiDiscrete([3 2]), got bool of shape (2, 4)"),
+    "none": (None, "must be 2 x 5 booleans for the action space MultiDiscrete([3 2]), got object of shape (2,)"),
+    "all": (np.zeros(5, bool), "environment 0 has no legal action: its action_masks() are all false"),
+}
+for name, (masks, _) in WRONG.items():
+    gym.register(f"RunnerTestWrong_{name}-v0", WrongMasks, kwargs={"wrong": masks})
+
 CONFIG = """
 environment: {{id: {environment}, n_envs: 3, normalize_observations: true, vectorization: {vectorization}}}
 agent:
@@ -84,6 +104,26 @@ def test_a_run_in_pieces_equals_the_run_in_one_piece(
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
     assert main(["evaluate", str(tmp_path / "parts"), "--episodes", "2"]) == 0
     assert len(json.loads((tmp_path / "parts" / "evaluation.json").read_text())["evaluation"]["returns"]) == 2
+
+
+SHORT = "--agent.policy MaskableMlpPolicy --environment.n_envs 2 --agent.n_steps 8 --evaluation.n_envs 2 --total_timesteps 64".split()
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_masks_are_told_before_anything_is_written(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), "--environment.id", f"RunnerTestWrong_{kind}-v0", *SHORT]) == 2
+    error = capsys.readouterr().err
+    assert f"{WRONG[kind][1]} (environment 'RunnerTestWrong_{kind}-v0')" in error
+    assert not out.exists()
+
+
+def test_masks_that_go_wrong_later_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not bad input: something has been written."""
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), "--environment.id", "RunnerTestWrong_all-v0", "--environment.kwargs.since", "5", *SHORT]) == 1
+    assert "all false (environment 'RunnerTestWrong_all-v0'); the traceback is in" in capsys.readouterr().err
+    assert "Traceback" in (out / "log.txt").read_text()
 
 
 @pytest.mark.parametrize(("policy", "device"), [("CnnPolicy", "cuda"), ("MaskableCnnLstmPolicy", "cuda"), ("MlpLstmPolicy", "cpu")])

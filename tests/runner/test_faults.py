@@ -216,6 +216,37 @@ def test_a_run_that_breaks_keeps_its_checkpoint(tmp_path: Path, capsys: pytest.C
     assert checkpoints.load(saved).step == 48  # the fault is in step 25 of each copy, in the rollout that begins at 2 x 24
 
 
+@pytest.mark.parametrize("how", ["first_reset", "shape"])
+def test_a_run_that_breaks_at_once_writes_nothing(how: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert _train(how, out) == 1
+    error = capsys.readouterr().err
+    assert f"copy 0 of environment 'RunnerTestBreaking_{how}-v0' broke in its first reset: " in error
+    assert "Traceback" in error
+    assert not out.exists()
+
+
+def test_a_run_that_breaks_before_its_first_checkpoint_leaves_room_for_the_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: VecEnv) -> None:
+        raise RuntimeError("the disk is full")
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("natgrad_apps.agents.snapshot.pack", fail)
+        assert _train("constant", out) == 1
+    assert "nothing is kept: when mended, start again with the same --out" in capsys.readouterr().err
+    assert _train("constant", out) == 0
+
+
+def test_sys_exit_in_an_environment_does_not_end_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "run"
+    assert _train("exit", out) == 1
+    assert "copy 0 of environment 'RunnerTestBreaking_exit-v0' broke in step 5 of its episode: SystemExit: 3" in capsys.readouterr().err
+    assert "SystemExit: 3" in (out / "log.txt").read_text()
+
+
 @pytest.mark.parametrize("how", ["constant", "short"])
 def test_constant_observations_and_rewards_and_episodes_of_one_step_train(how: str, tmp_path: Path) -> None:
     """Both have constant rewards; `constant` has observations without variance, `short` episodes of length 1."""
