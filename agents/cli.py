@@ -127,13 +127,24 @@ def _train(options: Options) -> None:
 
 def _config(options: Options) -> TrainConfig:
     zoo, env_id = options.text("zoo"), options.settings.get("environment.id")
-    if zoo is None:
-        return read_config(TrainConfig, KIND, options.text("config"), options)
-    from natgrad_apps.agents.zoo import read_zoo  # noqa: PLC0415
+    above = None
+    if zoo is not None:
+        from natgrad_apps.agents.zoo import read_zoo  # noqa: PLC0415
 
-    if env_id is None:
-        raise ConfigError(f"--zoo {zoo!r} holds settings by environment: say which with --environment.id")
-    return read_config(TrainConfig, KIND, options.text("config"), options, above=read_zoo(Path(zoo), env_id))
+        if env_id is None:
+            raise ConfigError(f"--zoo {zoo!r} holds settings by environment: say which with --environment.id")
+        entry = read_zoo(Path(zoo), env_id)
+        _warn(entry.warning)
+        above = entry.settings
+    config = read_config(TrainConfig, KIND, options.text("config"), options, above)
+    _warn(config.agent.doubt())
+    return config
+
+
+def _warn(text: str) -> None:
+    # Of several processes one speaks.
+    if text and os.environ.get("RANK", "0") == "0":
+        print(f"{PROGRAM}: warning: {text}", file=sys.stderr, flush=True)
 
 
 def _training() -> ModuleType:

@@ -18,6 +18,9 @@ PROGRAM = "natgrad-acktr"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU}
 _SCHEDULE = re.compile(r"lin_(\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?)")
 
+SMALL_RATE = 0.005
+"""Learning rates below it are doubted."""
+
 Positive = Annotated[int, Range(low=1)]
 NonNegative = Annotated[int, Range(low=0)]
 Coefficient = Annotated[float, Range(low=0)]
@@ -186,6 +189,17 @@ class AgentConfig:
         if self.learning_rate <= 0:
             raise ConfigError(f"learning_rate must be > 0, got {self.learning_rate!r}")
         return self.learning_rate
+
+    def doubt(self) -> str:
+        """What is legal and hardly meant; empty if nothing is."""
+        rate = self.schedule()
+        start = rate.start if isinstance(rate, LinearSchedule) else rate
+        if start >= SMALL_RATE or self.natural_gradient.kl_target is not None:
+            return ""
+        return (
+            f"agent.learning_rate {self.learning_rate} is of the size that first-order methods use; here it bounds the natural-gradient "
+            f"step, and so small a bound learns next to nothing. The default is {type(self).learning_rate}"
+        )
 
 
 @dataclass(frozen=True)
