@@ -127,7 +127,8 @@ class AgentConfig:
     Attributes:
         policy: Network for vectors, for pixels, or for dictionaries of observations; Lstm ones have a memory, Maskable ones choose
             among the actions that the environment's action_masks() says are legal.
-        learning_rate: Largest step, a number, or lin_0.25 to fall from 0.25 to 0 over the run; the trust region usually makes it smaller.
+        learning_rate: Largest natural-gradient step, a number, or lin_0.25 to fall from 0.25 to 0 over the run; the trust region usually
+            makes it smaller. Rates of first-order methods, such as 0.001, are far too small.
         n_steps: Steps of each environment in one rollout; the batch is n_steps * n_envs.
         gamma: Discount factor.
         gae_lambda: Bias against variance of the advantage; 1 is the n-step advantage.
