@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -114,12 +115,24 @@ class CheckpointStore:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+class DamagedError(ConfigError):
+    """A checkpoint is there, but not all of it."""
+
+
 def load(folder: Path) -> Checkpoint:
     """Read one checkpoint and verify every file of it.
 
     Raises:
-        ConfigError: It is no checkpoint, or a file is missing, cut short or altered.
+        ConfigError: It is no checkpoint.
+        DamagedError: A file is missing, cut short or altered; the message names an intact checkpoint beside it.
     """
+    try:
+        return _read(folder)
+    except DamagedError as error:
+        raise DamagedError(f"{error}; {_remedy(folder)}") from error
+
+
+def _read(folder: Path) -> Checkpoint:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -145,5 +158,25 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _damaged(folder: Path, what: str) -> ConfigError:
-    return ConfigError(f"the checkpoint {folder} is damaged: {what}; delete that folder to go back to the checkpoint before it")
+def _damaged(folder: Path, what: str) -> DamagedError:
+    return DamagedError(f"the checkpoint {folder} is damaged: {what}")
+
+
+def _remedy(folder: Path) -> str:
+    """What to do about a damaged checkpoint: continuing from an earlier one gives the same run."""
+    others = sorted((path for path in folder.parent.iterdir() if _STEP.fullmatch(path.name) and path != folder), reverse=True)
+    intact = next((path for path in others if _is_intact(path)), None)
+    if intact is None:
+        return "no other checkpoint is intact, so start anew"
+    if intact > folder:
+        return f"{intact.name} is intact"
+    void = [path for path in (folder, *others) if path > intact]
+    return f"{intact.name} is intact; to go back to it: rm -r {' '.join(shlex.quote(str(path)) for path in void)}"
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        _read(folder)
+    except ConfigError:
+        return False
+    return True

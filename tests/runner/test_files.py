@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -68,8 +70,24 @@ def test_a_damaged_checkpoint_is_refused(tmp_path: Path, fault: str) -> None:
         file.unlink()
     else:
         (file.parent / "manifest.json").write_text('{"step": 7')
-    with pytest.raises(ConfigError, match=r"is damaged.*delete that folder"):
+    with pytest.raises(ConfigError, match=r"is damaged.*no other checkpoint is intact, so start anew"):
         checkpoints.load(store.find())
+
+
+def test_the_error_says_how_to_go_back_to_an_intact_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "with space", keep=4)
+    folders = [store.save(step, {"a": bytes([step])}) for step in (1, 2, 3, 4)]
+    for damaged in (folders[0], folders[2], folders[3]):
+        (damaged / "a").write_bytes(b"")
+    with pytest.raises(checkpoints.DamagedError, match="step_000000000002 is intact; to go back to it: rm -r ") as caught:
+        checkpoints.load(store.find())
+    words = shlex.split(str(caught.value).rpartition("rm -r ")[2])
+    assert set(words) == {str(folders[2]), str(folders[3])}
+    for word in words:
+        shutil.rmtree(word)
+    assert checkpoints.load(store.find()).step == 2
+    with pytest.raises(checkpoints.DamagedError, match=r"step_000000000002 is intact$"):
+        checkpoints.load(folders[0])
 
 
 def test_an_unfinished_checkpoint_does_not_count_and_is_removed(tmp_path: Path) -> None:
