@@ -97,7 +97,7 @@ def test_an_environment_state_that_names_code_is_refused(tmp_path: Path) -> None
     env.reset(seed=0)
     assert isinstance(env, environment_state.Resumable)
     for value in (Bomb(tmp_path / "boom"), eval, os.system, pickle.loads, Bomb):
-        evil = zlib.compress(pickle.dumps([{"attributes": {"x": value}}]))
+        evil = zlib.compress(pickle.dumps({"layers": [{"attributes": {"x": value}}], "spaces": []}))
         with pytest.raises(pickle.UnpicklingError, match="neither plain data nor a class of the environment"):
             env.load_state(evil)
     assert not (tmp_path / "boom").exists()
@@ -105,9 +105,9 @@ def test_an_environment_state_that_names_code_is_refused(tmp_path: Path) -> None
 
 def test_functions_of_the_environments_own_package_are_refused() -> None:
     with pytest.raises(pickle.UnpicklingError):
-        safe_pickle.loads(b"cgymnasium.envs.registration\nmake\n(VCartPole-v1\ntR.", {"gymnasium"})
+        safe_pickle.loads(b"cgymnasium.envs.registration\nmake\n(VCartPole-v1\ntR.", {"gymnasium"}, {})
     with pytest.raises(pickle.UnpicklingError):  # a name that the package has only imported
-        safe_pickle.loads(b"cgymnasium.core\nAny\n.", {"gymnasium"})
+        safe_pickle.loads(b"cgymnasium.core\nAny\n.", {"gymnasium"}, {})
 
 
 def test_an_unreadable_attribute_means_no_state() -> None:
