@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ from natgrad_apps.runner.command import RunFailedError
 from natgrad_apps.runner.folder import RunFolder, is_empty_run
 from natgrad_apps.runner.interrupts import InterruptedRunError
 from natgrad_apps.runner.progress import ProgressView
+
+_COLORS = re.compile(r"\x1b\[[0-9;]*m")
+"""What Gymnasium puts around its warnings, whoever reads them."""
 
 
 @contextmanager
@@ -50,7 +54,7 @@ def warnings_to(view: ProgressView) -> Iterator[None]:
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None, line: str | None = None
     ) -> None:
-        view.say(f"{category.__name__}: {message}")
+        view.say(f"{category.__name__}: {_COLORS.sub('', str(message))}")
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shlex
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import atomic, checkpoints, metrics
 from natgrad_apps.runner.checkpoints import CheckpointStore
 from natgrad_apps.runner.folder import RunFolder, check_new, read_results
+from natgrad_apps.runner.guards import warnings_to
 from natgrad_apps.runner.metrics import MetricsFile
+from natgrad_apps.runner.progress import ProgressView
 
 
 def names(folder: Path) -> set[str]:
@@ -234,3 +237,11 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
         assert expected in answers.get(timeout=30)
         process.join()
         folder.close()
+
+
+@pytest.mark.filterwarnings("default:.*WARN:UserWarning")
+def test_warnings_are_logged_without_colors() -> None:
+    lines: list[str] = []
+    with warnings_to(ProgressView("title", 1, 0, lines.append)):
+        warnings.warn("\x1b[33mWARN: out of bounds\x1b[0m", UserWarning, stacklevel=1)
+    assert lines == ["UserWarning: WARN: out of bounds"]
