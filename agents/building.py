@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from typing import Any
 
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.config import TrainConfig
 from natgrad_apps.agents.environments import close, make_training
+from natgrad_apps.agents.spaces import check_policy, has_pixels
 from natgrad_apps.errors import ConfigError
 
 
@@ -34,6 +37,7 @@ def build_agent(config: TrainConfig, venv: VecEnv, kind: type[ACKTR] = ACKTR) ->
         ConfigError: The agent does not fit the environment.
     """
     settings = config.agent
+    check_policy(venv.observation_space, settings.policy)
     try:
         return kind(
             settings.policy,
@@ -49,7 +53,7 @@ def build_agent(config: TrainConfig, venv: VecEnv, kind: type[ACKTR] = ACKTR) ->
             normalize_advantage=settings.normalize_advantage,
             policy_kwargs=settings.network.policy_kwargs(),
             seed=config.seed,
-            device=resolve_device(config),
+            device=resolve_device(config, venv.observation_space),
         )
     except ConfigError as error:
         raise ConfigError(f"agent: {error}") from error
@@ -61,14 +65,18 @@ def build_agent(config: TrainConfig, venv: VecEnv, kind: type[ACKTR] = ACKTR) ->
         ) from error
 
 
-def resolve_device(config: TrainConfig) -> str:
+def resolve_device(config: TrainConfig, space: spaces.Space[Any] | None = None) -> str:
     """The device to use. ``auto`` takes CUDA for pixels only: small networks are faster on the CPU.
+
+    Args:
+        config: The run.
+        space: Of the observations, among which there may be pixels.
 
     Raises:
         ConfigError: The device is not there.
     """
     if config.device == "auto":
-        pixels = config.agent.policy.endswith(("CnnPolicy", "CnnLstmPolicy"))
+        pixels = "Cnn" in config.agent.policy or (space is not None and has_pixels(space))
         return "cuda" if pixels and torch.cuda.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[config.device]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 
 from natgrad_apps.errors import ConfigError
 
@@ -45,6 +46,33 @@ def check_arrays(space: spaces.Space[Any], setting: str) -> None:
     for name, part in _parts(space):
         if not isinstance(part, spaces.Box):
             raise ConfigError(f"{setting} needs observations that are arrays of numbers (Box), got {part}{name}; leave it out")
+
+
+def check_policy(space: spaces.Space[Any], policy: str) -> None:
+    """Raise unless a policy reads observations of this kind.
+
+    Args:
+        space: Of the observations that the agent sees.
+        policy: Name of the policy.
+
+    Raises:
+        ConfigError: They are no dictionary, or no pixels, but the policy reads such.
+    """
+    if "MultiInput" in policy and not isinstance(space, spaces.Dict):
+        raise ConfigError(
+            f"agent.policy {policy!r} reads dictionaries of observations, got {space}; use {policy.replace('MultiInput', 'Mlp')!r}"
+        )
+    if "Cnn" in policy and not isinstance(space, spaces.Dict) and not is_image_space(space):
+        raise ConfigError(
+            f"agent.policy {policy!r} reads pixels, uint8 from 0 to 255 in three dimensions, and scales them itself, got {space}; give "
+            "it such pixels where the environment is registered, with environment.normalize_observations false; for vectors use "
+            f"{policy.replace('Cnn', 'Mlp')!r}"
+        )
+
+
+def has_pixels(space: spaces.Space[Any]) -> bool:
+    """Whether a part of a dictionary of observations goes through a CNN."""
+    return isinstance(space, spaces.Dict) and any(is_image_space(part) for part in space.values())
 
 
 def _parts(space: spaces.Space[Any]) -> Iterator[tuple[str, spaces.Space[Any]]]:

@@ -16,6 +16,8 @@ from gymnasium import spaces
 from natgrad_apps.agents.building import resolve_device
 from natgrad_apps.agents.cli import main
 from natgrad_apps.agents.config import AgentConfig, TrainConfig
+from natgrad_apps.agents.spaces import check_policy
+from natgrad_apps.errors import ConfigError
 from tests.runner.test_acktr_resume import SignalAfter, assert_equal_runs
 
 
@@ -130,3 +132,34 @@ def test_masks_that_go_wrong_later_are_a_failure(tmp_path: Path, capsys: pytest.
 def test_pixels_go_to_the_accelerator(policy: Any, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve_device(TrainConfig(agent=AgentConfig(policy=policy))) == device
+
+
+def test_pixels_in_a_dictionary_go_to_the_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = TrainConfig(agent=AgentConfig(policy="MultiInputPolicy"))
+    vector = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    assert resolve_device(config, spaces.Dict(a=vector)) == "cpu"
+    assert resolve_device(config, spaces.Dict(a=vector, b=spaces.Box(0, 255, (36, 36, 3), np.uint8))) == "cuda"
+
+
+@pytest.mark.parametrize(
+    ("policy", "space", "message"),
+    [
+        ("CnnPolicy", spaces.Box(0.0, 1.0, (36, 36, 3), np.float32), r"reads pixels, uint8 from 0 to 255 .*normalize_observations false"),
+        ("MaskableCnnLstmPolicy", spaces.Box(0.0, 1.0, (3,), np.float32), "for vectors use 'MaskableMlpLstmPolicy'"),
+        ("CnnPolicy", spaces.Discrete(3), r"reads pixels, .* got Discrete\(3\)"),
+        ("MultiInputPolicy", spaces.Discrete(3), r"reads dictionaries of observations, got Discrete\(3\); use 'MlpPolicy'"),
+    ],
+)
+def test_policies_that_read_other_observations_are_refused(policy: str, space: spaces.Space[Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_policy(space, policy)
+
+
+def test_policies_take_what_they_read() -> None:
+    for policy, space in {
+        "CnnPolicy": spaces.Box(0, 255, (36, 36, 3), np.uint8),
+        "MultiInputPolicy": spaces.Dict(a=spaces.Discrete(3)),
+        "MlpPolicy": spaces.Box(0.0, 1.0, (36, 36, 3), np.float32),
+    }.items():
+        check_policy(space, policy)
