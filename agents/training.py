@@ -12,7 +12,7 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 import natgrad_apps
-from natgrad_apps.agents import parallel, snapshot
+from natgrad_apps.agents import environment_state, parallel, snapshot
 from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.callbacks import EvaluationInterruptedError, Hooks, Progress, RunCallback
@@ -24,6 +24,7 @@ from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
 from natgrad_apps.agents.writing import RunWriter
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, provenance, schema
+from natgrad_apps.runner.checkpoints import CheckpointStore
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
@@ -80,6 +81,8 @@ def resume(path: Path) -> None:
         processes = stack.enter_context(join())
         run = reopen_together(path, TrainConfig, parallel.COMMAND, processes, stack)
         if run is None:
+            if processes.leads:
+                _tell_further(path)
             return
         config, files = run.config, run.files
         state = snapshot.RunState.unpack(files)
@@ -98,6 +101,15 @@ def resume(path: Path) -> None:
         assert run.folder is not None
         evaluation = _open_evaluation(config, venv, stack)
         _Session(config, run.config_yaml, run.folder, venv, evaluation, agent, state.progress, processes).run(state)
+
+
+def _tell_further(path: Path) -> None:
+    """Print what goes on with the agent of a complete run."""
+    store = CheckpointStore(path / "checkpoint")
+    if store.steps():
+        print(
+            f'To train its agent further, in Python: ACKTR.load("{store.find() / snapshot.AGENT}", env).learn(N, reset_num_timesteps=False)'
+        )
 
 
 def _open_evaluation(config: TrainConfig, venv: VecEnv, stack: ExitStack, agent: ACKTR | None = None) -> VecEnv:
@@ -131,6 +143,7 @@ class _Session:
     agent: ACKTR
     progress: Progress
     processes: Processes
+    told_stateless: bool = False
 
     def run(self, state: snapshot.RunState | None) -> None:
         """Train to the end, evaluate, write results and picture.
@@ -187,12 +200,19 @@ class _Session:
         def save(best: bool) -> None:
             files = self.processes.gathered_files(snapshot.pack(self.agent, self.venv, self.progress, self.config_yaml))
             self.folder.checkpoints.save(self.agent.num_timesteps, files, best=best)
+            self._tell_stateless(view)
 
         def stop() -> None:
             self._interrupt(flag)
 
         callback = RunCallback(self.config, self.progress, Hooks(measure, save, stop, flag, view, self.processes))
         parallel.learn(self.agent, self.config.total_timesteps, callback, lambda: callback.between_updates(last=True))
+
+    def _tell_stateless(self, view: ProgressView) -> None:
+        reason = environment_state.why_no_state(self.venv)
+        if reason is not None and not self.told_stateless:
+            view.say(f"the states of these environments cannot be saved, so a resumed run begins new episodes: {reason}")
+            self.told_stateless = True
 
     def _final_evaluation(self, agent: ACKTR, venv: VecEnv, flag: InterruptFlag, view: ProgressView) -> Evaluation:
         settings = self.config.evaluation
@@ -245,7 +265,9 @@ class _Session:
                 picture = str(plot_runs([self.folder.path], self.folder.figures / "learning_curve.png"))
         except NothingToDrawError:
             picture = "none, because no episode ended during training"
-        summary = f"evaluation: mean return {result.mean:.2f}, standard deviation {result.std:.2f}, {len(result.returns)} episodes"
+        count = len(result.returns)
+        episodes = f"{count} episode{'s' if count > 1 else ''}"
+        summary = f"evaluation: mean return {result.mean:.2f}, standard deviation {result.std:.2f}, {episodes}"
         self.folder.log(f"done at step {self.agent.num_timesteps}; {summary}")
         print(summary)
         if best is not None and best[0] != self.agent.num_timesteps:

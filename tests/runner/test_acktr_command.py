@@ -179,7 +179,11 @@ def test_resuming_takes_no_settings(finished_run: Path, capsys: Capture) -> None
 def test_resuming_a_finished_run_says_so(finished_run: Path, capsys: Capture) -> None:
     before = files(finished_run)
     assert main(["train", "--resume", str(finished_run)]) == 0
-    assert "is complete" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "is complete" in told
+    agent = finished_run / "checkpoint" / "step_000000001280" / "agent.zip"
+    assert f'ACKTR.load("{agent}", env).learn(' in told
+    assert agent.is_file()
     assert files(finished_run) == before
 
 
@@ -246,7 +250,9 @@ def test_a_run_in_which_no_episode_ends_has_no_picture(tmp_path: Path, capsys: C
     out = tmp_path / "out"
     short = ["--environment.id", "Pendulum-v1", "--agent.n_steps", "8", "--total_timesteps", "64", "--evaluation.final_episodes", "1"]
     assert main(["train", "--out", str(out), *short]) == 0
-    assert "picture: none, because no episode ended" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "picture: none, because no episode ended" in told
+    assert ", 1 episode\n" in told
     assert json.loads((out / "results.json").read_text())["evaluation"]["episodes"] == 1
     assert main(["plot", str(out)]) == 2
     assert "no episode has ended yet" in capsys.readouterr().err

@@ -206,6 +206,18 @@ def test_environments_without_a_state_begin_new_episodes(small_config: Path, tmp
     assert "new episodes begin" in (out / "log.txt").read_text()
 
 
+def test_environments_without_a_state_are_told_at_the_first_checkpoint_and_why(
+    small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment_state.Resumable, "save_state", lambda self: None)
+    monkeypatch.setattr(environment_state.Resumable, "why_no_state", lambda self: "attribute 'world' of Robot: cannot be pickled")
+    out = tmp_path / "run"
+    assert main(["train", "--config", str(small_config), "--out", str(out), "--total_timesteps", "640"]) == 0
+    log = (out / "log.txt").read_text()
+    assert log.count("so a resumed run begins new episodes: attribute 'world' of Robot: cannot be pickled") == 1
+    assert log.index("attribute 'world'") < log.index("640/640 steps")
+
+
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_it_serves(
     finished_run: Path, small_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
