@@ -202,3 +202,13 @@ def find(path: Path, which: str) -> tuple[Path, Checkpoint]:
         raise ConfigError(f"{str(path)!r} is neither a run folder with a checkpoint nor a checkpoint")
     owner = store.parent if (store.parent / CONFIG).is_file() else store
     return owner, checkpoints.load(CheckpointStore(store).find(which))
+
+
+def how_to_go_on(path: Path) -> str:
+    """What trains the agent of a complete run further.
+
+    Raises:
+        ConfigError: The run folder has no checkpoint.
+    """
+    agent = CheckpointStore(path / "checkpoint").find() / AGENT
+    return f'To train its agent further, in Python: ACKTR.load("{agent}", env).learn(N, reset_num_timesteps=False)'

@@ -21,10 +21,10 @@ from natgrad_apps.agents.context import ContextualPolicy
 from natgrad_apps.agents.environments import close, find_normalization, make_evaluation
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, Evaluation, evaluate
 from natgrad_apps.agents.plotting import NothingToDrawError, plot_runs
+from natgrad_apps.agents.sizes import wide_lines
 from natgrad_apps.agents.writing import RunWriter
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.runner import checkpoints, provenance, schema
-from natgrad_apps.runner.checkpoints import CheckpointStore
 from natgrad_apps.runner.folder import RunFolder, check_new
 from natgrad_apps.runner.guards import failures_to, warnings_to
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
@@ -82,7 +82,7 @@ def resume(path: Path) -> None:
         run = reopen_together(path, TrainConfig, parallel.COMMAND, processes, stack)
         if run is None:
             if processes.leads:
-                _tell_further(path)
+                print(snapshot.how_to_go_on(path))
             return
         config, files = run.config, run.files
         state = snapshot.RunState.unpack(files)
@@ -101,15 +101,6 @@ def resume(path: Path) -> None:
         assert run.folder is not None
         evaluation = _open_evaluation(config, venv, stack)
         _Session(config, run.config_yaml, run.folder, venv, evaluation, agent, state.progress, processes).run(state)
-
-
-def _tell_further(path: Path) -> None:
-    """Print what goes on with the agent of a complete run."""
-    store = CheckpointStore(path / "checkpoint")
-    if store.steps():
-        print(
-            f'To train its agent further, in Python: ACKTR.load("{store.find() / snapshot.AGENT}", env).learn(N, reset_num_timesteps=False)'
-        )
 
 
 def _open_evaluation(config: TrainConfig, venv: VecEnv, stack: ExitStack, agent: ACKTR | None = None) -> VecEnv:
@@ -161,6 +152,8 @@ class _Session:
             stack.enter_context(view)
             stack.enter_context(warnings_to(view))
             view.say(f"{title}: {config.total_timesteps:,} steps, {self._batch()}, seed {config.seed}, {self.agent.device}")
+            for line in wide_lines(self.agent):
+                view.say(f"warning: {line}")
             self._start_logger(stack, state)
             if state is not None and not state.restore(self.venv, self.agent.logger):
                 view.say("the states of these environments cannot be saved: new episodes begin")
