@@ -24,6 +24,9 @@ class Endless(gym.Env[Any, Any]):
     observation_space = spaces.Box(-1, 1, (2,))
     action_space = spaces.Discrete(2)
 
+    def __init__(self, **kwargs: Any) -> None:
+        pass
+
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         return np.zeros(2, dtype=np.float32), {}
@@ -32,7 +35,7 @@ class Endless(gym.Env[Any, Any]):
         return np.zeros(2, dtype=np.float32), 1.0, False, False, {}
 
 
-gym.register("AgentTestEndless-v0", Endless)
+gym.register("AgentTestEndless-v0", lambda **_: Endless())
 
 
 @pytest.fixture

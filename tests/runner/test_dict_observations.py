@@ -21,7 +21,7 @@ class Pair(gym.Env[Any, Any]):
     """Two vectors, of which the first says the rewarded action; episodes of 10 steps, cut off."""
 
     def __init__(self, **kwargs: Any) -> None:
-        parts = {name: spaces.Box(-1.0, 1.0, (size,), np.float32) for name, size in (("z", 2), ("a", 3))}
+        parts: dict[str, spaces.Space[Any]] = {name: spaces.Box(-1.0, 1.0, (size,), np.float32) for name, size in (("z", 2), ("a", 3))}
         self.observation_space, self.action_space = spaces.Dict(parts), spaces.Discrete(2)
         self.time, self.seen = 0, np.zeros(2, np.float32)
 
