@@ -54,7 +54,8 @@ def go_on(rank: int) -> dict[str, Any]:
     first = flat(loaded.policy)
     generator = loaded.optimizer.state_dict()["curvature"]["observer"]["generator"]
     loaded.learn(160, reset_num_timesteps=False)
-    statistics = [m.flatten() for state in loaded.optimizer.preconditioner.blocks.state_dict().values() for m in state["moments"].values()]
+    blocks = loaded.optimizer.preconditioner.blocks
+    statistics = [moment.flatten() for block in blocks.values() for moment in block.state.moments.values()]
     return {
         "saved": flat(model.policy),
         "first": first,

@@ -26,7 +26,7 @@ PLAIN = spaces.Discrete(3)
     [
         (spaces.Discrete(3, start=5), None, r"action space Discrete\(3, start=5\) does not begin at 0.*TransformAction"),
         (spaces.MultiDiscrete([3, 2], start=[0, 1]), None, "action space MultiDiscrete.* does not begin at 0"),
-        (spaces.MultiDiscrete([[3, 2], [2, 2]]), None, "has 2 dimensions; legal: a vector of choices"),
+        (spaces.MultiDiscrete(np.array([[3, 2], [2, 2]])), None, "has 2 dimensions; legal: a vector of choices"),
         (PLAIN, spaces.Discrete(4, start=-1), "the observation space Discrete.* does not begin at 0.*TransformObservation"),
         (PLAIN, spaces.Dict({"a": spaces.Discrete(4, start=2)}), "the observation space of 'a' Discrete.* does not begin at 0"),
     ],
