@@ -76,9 +76,14 @@ ATARI = {
     "preset": Variant(),
     "batch_160": Variant(agent={"n_steps": 5}),
     "critic_auto": Variant({"vf_fisher_coef": "auto"}),
-    "critic_region": Variant({"critic_step": {"name": "kl_trust_region", "radius": 0.001}}),
+    "critic_region": Variant({"critic_step": {"name": "kl_trust_region", "radius": 0.0005}}),
     "diagonal": Variant({"curvature": {"name": "diagonal", "decay": 0.99}, "damping": {"name": "tikhonov", "value": 0.01}}),
-    "raw_advantages": Variant(agent={"normalize_advantage": False}),
+    "no_limit": Variant({"backtracking": None}),
+    "normalized_advantages": Variant(agent={"normalize_advantage": True}),
+    "released": Variant(
+        {"momentum": 0.9, "step": {"name": "kl_clip", "kl_clip": 1e-5}, "backtracking": None},
+        {"learning_rate": "lin_0.025", "vf_coef": 0.5},
+    ),
 }
 
 
