@@ -81,7 +81,7 @@ def make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     except gym_error.Error as error:
         if not has_arcade and ("NoFrameskip" in env_id or env_id.startswith("ALE/")):
             raise ConfigError(f"environment {env_id!r} needs ale-py, which is not installed; {INSTALL} brings it") from error
-        raise ConfigError(f"environment {env_id!r} cannot be made: {_sentence(error)}{_hint(env_id, error)}") from error
+        raise ConfigError(f"environment {env_id!r} cannot be made: {_sentence(error).rstrip('.')}{_hint(env_id, error)}") from error
     except ImportError as error:
         raise ConfigError(f"environment {env_id!r} needs a module that cannot be imported: {_sentence(error)}") from error
     except (TypeError, ValueError, AttributeError, OSError, SystemExit) as error:

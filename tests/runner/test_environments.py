@@ -164,7 +164,7 @@ def test_atari_is_preprocessed() -> None:
         ("", "cannot be made"),
         ("no_such_module:Env-v0", r"needs a module that cannot be imported.*no_such_module"),
         ("HalfCheetah-v2", "needs a module that cannot be imported"),
-        ("MiniGrid-Empty-5x5-v0", "if another package registers it, say which: module:MiniGrid-Empty-5x5-v0$"),
+        ("MiniGrid-Empty-5x5-v0", "doesn't exist; if another package registers it, say which: module:MiniGrid-Empty-5x5-v0$"),
         ("RunnerTestBroken_file-v0", r"cannot be made: FileNotFoundError: assets/robot\.xml$"),
         ("RunnerTestBroken_exit-v0", "cannot be made: SystemExit: no display$"),
     ],
