@@ -15,6 +15,7 @@ from natgrad_apps.agents.evaluation import Evaluation
 from natgrad_apps.runner.interrupts import InterruptFlag
 from natgrad_apps.runner.processes import ALONE, Processes
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.words import counted, number
 
 BAR_SECONDS = 0.2
 NEVER = 2**62
@@ -171,7 +172,8 @@ class RunCallback(BaseCallback):
             best = progress.best is None or result.mean > progress.best
             progress.best = result.mean if best else progress.best
             self.hooks.view.say(
-                f"step {self.agent.num_timesteps:,}: evaluation {result.mean:.2f} +- {result.std:.2f} over {len(result.returns)} episodes"
+                f"step {self.agent.num_timesteps:,}: evaluation {number(result.mean)} +- {number(result.std)} over "
+                + counted(len(result.returns), "episode")
             )
         if row:
             self._write_row(updates)
@@ -217,7 +219,7 @@ class RunCallback(BaseCallback):
         self._bar_clock = now
         numbers, episodes = {}, self.agent.ep_info_buffer
         if episodes:
-            numbers["return"] = f"{np.mean([e['r'] for e in episodes]):.2f}"
+            numbers["return"] = number(float(np.mean([e["r"] for e in episodes])))
         if "predicted_kl" in self.agent.last_update:
             numbers["predicted KL"] = f"{self.agent.last_update['predicted_kl']:.2g}"
         numbers["steps/s"] = f"{self._speed():.0f}"

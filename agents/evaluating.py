@@ -23,6 +23,7 @@ from natgrad_apps.agents.video import record as record_films
 from natgrad_apps.errors import ConfigError, unknown_name
 from natgrad_apps.runner import atomic, provenance, schema
 from natgrad_apps.runner.figures import interquartile_mean
+from natgrad_apps.runner.words import counted, number
 from natgrad_apps.runner.yaml_text import read_yaml
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -71,16 +72,6 @@ def evaluate_checkpoint(request: Request) -> None:
     unfilmed = _evaluate_group(request, runs) if runs else _evaluate_run(request)[1]
     if unfilmed is not None:
         raise unfilmed
-
-
-def number(value: float) -> str:
-    """A return for people: two decimals, and four digits where those would be none or one of many; rounding errors are 0.00."""
-    return f"{value:.4g}" if 1e-6 < abs(value) < 0.01 or abs(value) >= 1e7 else f"{value:.2f}"
-
-
-def counted(count: int, noun: str) -> str:
-    """A number of things, in the singular or plural."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def _evaluate_group(request: Request, runs: Sequence[Path]) -> ConfigError | None:

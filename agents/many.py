@@ -25,6 +25,7 @@ from natgrad_apps.runner.folder import CONFIG, RESULTS, check_new, read_results
 from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.metrics import read_rows
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.words import counted, number
 
 FOLDER = "seed_{}"
 POLL_SECONDS = 0.2
@@ -150,7 +151,7 @@ def _evaluation(folder: Path, best: bool) -> float | None:
 
 def _summary(folder: Path) -> str:
     best = _evaluation(folder, best=True)
-    return f"mean return {_evaluation(folder, best=False):.2f}" + ("" if best is None else f", best checkpoint {best:.2f}")
+    return f"mean return {number(_evaluation(folder, best=False))}" + ("" if best is None else f", best checkpoint {number(best)}")
 
 
 def _finish(out: Path, folders: list[Path]) -> None:
@@ -162,8 +163,9 @@ def _finish(out: Path, folders: list[Path]) -> None:
             summary[name] = _statistics(np.array(values, dtype=float))
     atomic.write_json(out / RESULTS, summary)
     found = summary["evaluation"]
-    error = "" if found["se_return"] is None else f" +- {found['se_return']:.2f} (standard error)"
-    print(f"{len(folders)} seeds: mean return {found['mean_return']:.2f}{error}, interquartile mean {found['iqm']:.2f}")
+    error = "" if found["se_return"] is None else f" +- {number(found['se_return'])} (standard error)"
+    mean = number(found["mean_return"])
+    print(f"{counted(len(folders), 'seed')}: mean return {mean}{error}, interquartile mean {number(found['iqm'])}")
     try:
         print(f"folder: {out}   picture: {plot_runs(folders, out / 'figures' / 'learning_curves.png')}")
     except NothingToDrawError as error:

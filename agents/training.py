@@ -31,6 +31,7 @@ from natgrad_apps.runner.interrupts import InterruptedRunError, InterruptFlag
 from natgrad_apps.runner.processes import Processes, join, resume_command
 from natgrad_apps.runner.progress import ProgressView
 from natgrad_apps.runner.resuming import reopen_together
+from natgrad_apps.runner.words import counted, number
 
 SESSION_SEED = 7919
 PACKAGES = ("natgrad-apps", "torch", "numpy", "stable-baselines3", "gymnasium", "ale-py", "mujoco")
@@ -258,13 +259,12 @@ class _Session:
                 picture = str(plot_runs([self.folder.path], self.folder.figures / "learning_curve.png"))
         except NothingToDrawError:
             picture = "none, because no episode ended during training"
-        count = len(result.returns)
-        episodes = f"{count} episode{'s' if count > 1 else ''}"
-        summary = f"evaluation: mean return {result.mean:.2f}, standard deviation {result.std:.2f}, {episodes}"
+        episodes = counted(len(result.returns), "episode")
+        summary = f"evaluation: mean return {number(result.mean)}, standard deviation {number(result.std)}, {episodes}"
         self.folder.log(f"done at step {self.agent.num_timesteps}; {summary}")
         print(summary)
         if best is not None and best[0] != self.agent.num_timesteps:
-            print(f"best checkpoint (step {best[0]:,}): mean return {best[1].mean:.2f}, standard deviation {best[1].std:.2f}")
+            print(f"best checkpoint (step {best[0]:,}): mean return {number(best[1].mean)}, standard deviation {number(best[1].std)}")
         print(f"run folder: {self.folder.path}   picture: {picture}")
 
     def _results(self, result: Evaluation, best: tuple[int, Evaluation] | None) -> dict[str, Any]:

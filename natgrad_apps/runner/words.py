@@ -1,0 +1,13 @@
+"""Numbers and counts as people read them."""
+
+from __future__ import annotations
+
+
+def number(value: float) -> str:
+    """A return or the like: two decimals, and four digits where those would be none or one of many; rounding errors are 0.00."""
+    return f"{value:.4g}" if 1e-6 < abs(value) < 0.01 or abs(value) >= 1e7 else f"{value:.2f}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things, in the singular or plural."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
