@@ -150,8 +150,8 @@ def _evaluation(folder: Path, best: bool) -> float | None:
 
 
 def _summary(folder: Path) -> str:
-    best = _evaluation(folder, best=True)
-    return f"mean return {number(_evaluation(folder, best=False))}" + ("" if best is None else f", best checkpoint {number(best)}")
+    found = {"mean return": _evaluation(folder, best=False), "best checkpoint": _evaluation(folder, best=True)}
+    return ", ".join(f"{name} {number(value)}" for name, value in found.items() if value is not None)
 
 
 def _finish(out: Path, folders: list[Path]) -> None:
