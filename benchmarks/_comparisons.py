@@ -24,7 +24,7 @@ COLUMNS = (
     "steps to the threshold, by seed",
     "seconds",
 )
-PAGE = ROOT / "docs" / "acktr.md"
+PAGE = ROOT / "docs" / "acktr-results.md"
 
 
 def rows(found: Mapping[Job, Trained], learners: Sequence[str], digits: int = 1) -> list[list[str]]:

@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="trainings side by side, one thread each (default 2)")
     parser.add_argument("--full", action="store_true", help="a million steps, 5 seeds")
     parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr-results.md")
     options = parser.parse_args(arguments)
     steps, seeds = (999_424, 5) if options.full else (options.total_timesteps, options.seeds)
     known = variants(options.environment)

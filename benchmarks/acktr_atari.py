@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", help="device of the networks (default auto: a GPU where there is one)")
     parser.add_argument("--full", action="store_true", help="all games, 3 seeds, 10 million steps")
     parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr-results.md")
     options = parser.parse_args(arguments)
     games, seeds, total = (list(GAMES), 3, 10_000_000) if options.full else (options.games, options.seeds, options.total_timesteps)
     console = Console(width=140)

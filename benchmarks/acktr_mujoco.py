@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2, help="trainings side by side, one thread each (default 2)")
     parser.add_argument("--full", action="store_true", help="all environments and learners, 5 seeds")
     parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/acktr-results.md")
     options = parser.parse_args(arguments)
     names = list(THRESHOLDS) if options.full else options.environments
     learners, seeds = (LEARNERS, 5) if options.full else (options.learners, options.seeds)
