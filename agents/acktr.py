@@ -18,7 +18,7 @@ from typing_extensions import Unpack
 
 from natgrad_apps.agents import diagnostics, random_state
 from natgrad_apps.agents.adaptive_rate import follow, use_rate
-from natgrad_apps.agents.arguments import check_spaces, check_values, reject
+from natgrad_apps.agents.arguments import check_values, reject
 from natgrad_apps.agents.backtracking import Backtracking, shorten
 from natgrad_apps.agents.context import given
 from natgrad_apps.agents.contextual import ContextualAlgorithm
@@ -27,6 +27,7 @@ from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_ta
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions, OnPolicyArguments
 from natgrad_apps.agents.policies import POLICIES, check_masks
+from natgrad_apps.agents.spaces import check_spaces
 from natgrad_apps.agents.value_normalization import normalize_value
 from natgrad_apps.errors import ConfigError
 from natgrad_apps.optim import NaturalGradient

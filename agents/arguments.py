@@ -7,9 +7,6 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-import numpy as np
-from gymnasium import spaces
-
 from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions
 from natgrad_apps.errors import ConfigError, check_positive
 
@@ -35,31 +32,6 @@ def check_values(given: Mapping[str, Any]) -> None:
     for name in ("gamma", "gae_lambda"):
         if given[name] > 1:
             raise ConfigError(f"{name} must be at most 1, got {given[name]!r}")
-
-
-def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
-    """Raise unless there is something to choose, and choices are counted as SB3's distributions and one-hot codes count them.
-
-    Raises:
-        ConfigError: There is one action only, choices do not begin at 0, or they are no vector.
-    """
-    choices = (
-        [actions.n] if isinstance(actions, spaces.Discrete) else actions.nvec.flat if isinstance(actions, spaces.MultiDiscrete) else [2]
-    )
-    if max(choices) < 2:
-        raise ConfigError(f"the action space {actions} has a single action, so there is no policy to learn")
-    _check_counts("the action space", actions, "gymnasium.wrappers.TransformAction")
-    parts = observations.spaces if isinstance(observations, spaces.Dict) else {"": observations}
-    for name, part in parts.items():
-        what = f"the observation space of {name!r}" if name else "the observation space"
-        _check_counts(what, part, "gymnasium.wrappers.TransformObservation")
-
-
-def _check_counts(what: str, space: spaces.Space[Any], wrapper: str) -> None:
-    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
-        raise ConfigError(f"{what} {space} has {space.nvec.ndim} dimensions; legal: a vector of choices; flatten it with {wrapper}")
-    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
-        raise ConfigError(f"{what} {space} does not begin at 0, as stable-baselines3 takes it to; shift it with {wrapper}")
 
 
 def reject(name: str) -> NoReturn:

@@ -1,16 +1,39 @@
-"""Observations that can be learned from: what is legal is said before anything is built on them."""
+"""Spaces of observations and actions that can be learned from: what is legal is said before anything is built on them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 
 from natgrad_apps.errors import ConfigError
 
 LEGAL = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+def check_spaces(observations: spaces.Space[Any], actions: spaces.Space[Any]) -> None:
+    """Raise unless there is something to choose, and choices are counted as SB3's distributions and one-hot codes count them.
+
+    Raises:
+        ConfigError: There is one action only, choices do not begin at 0, or they are no vector.
+    """
+    most = actions.n if isinstance(actions, spaces.Discrete) else actions.nvec.max() if isinstance(actions, spaces.MultiDiscrete) else 2
+    if most < 2:
+        raise ConfigError(f"the action space {actions} has a single action, so there is no policy to learn")
+    _check_counts("actions", actions, "TransformAction")
+    for name, part in _parts(observations):
+        _check_counts(f"observations{name}", part, "TransformObservation")
+
+
+def _check_counts(what: str, space: spaces.Space[Any], wrapper: str) -> None:
+    wrapper = f"gymnasium.wrappers.{wrapper}"
+    if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim != 1:
+        raise ConfigError(f"{what} are {space}, of {space.nvec.ndim} dimensions; legal: a vector of choices; flatten them with {wrapper}")
+    if isinstance(space, (spaces.Discrete, spaces.MultiDiscrete)) and np.any(space.start):
+        raise ConfigError(f"{what} are {space}, which does not begin at 0 as stable-baselines3 takes it to; shift them with {wrapper}")
 
 
 def check_observations(space: spaces.Space[Any], env_id: str) -> None:

@@ -24,11 +24,11 @@ PLAIN = spaces.Discrete(3)
 @pytest.mark.parametrize(
     ("actions", "observations", "message"),
     [
-        (spaces.Discrete(3, start=5), None, r"action space Discrete\(3, start=5\) does not begin at 0.*TransformAction"),
-        (spaces.MultiDiscrete([3, 2], start=[0, 1]), None, "action space MultiDiscrete.* does not begin at 0"),
-        (spaces.MultiDiscrete(np.array([[3, 2], [2, 2]])), None, "has 2 dimensions; legal: a vector of choices"),
-        (PLAIN, spaces.Discrete(4, start=-1), "the observation space Discrete.* does not begin at 0.*TransformObservation"),
-        (PLAIN, spaces.Dict({"a": spaces.Discrete(4, start=2)}), "the observation space of 'a' Discrete.* does not begin at 0"),
+        (spaces.Discrete(3, start=5), None, r"actions are Discrete\(3, start=5\), which does not begin at 0.*TransformAction"),
+        (spaces.MultiDiscrete([3, 2], start=[0, 1]), None, "actions are MultiDiscrete.* does not begin at 0"),
+        (spaces.MultiDiscrete(np.array([[3, 2], [2, 2]])), None, "of 2 dimensions; legal: a vector of choices"),
+        (PLAIN, spaces.Discrete(4, start=-1), "observations are Discrete.* does not begin at 0.*TransformObservation"),
+        (PLAIN, spaces.Dict({"a": spaces.Discrete(4, start=2)}), "observations under 'a' are Discrete.* does not begin at 0"),
     ],
 )
 def test_counts_that_do_not_begin_at_zero_are_refused(actions: Any, observations: Any, message: str) -> None:
