@@ -13,9 +13,9 @@ import pytest
 
 from natgrad_apps.agents import evaluating
 from natgrad_apps.agents.cli import main
-from natgrad_apps.agents.evaluating import counted, number
 from natgrad_apps.agents.evaluation import Evaluation
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner.words import counted, number
 
 Capture = pytest.CaptureFixture[str]
 
