@@ -82,16 +82,16 @@ class Job:
         return f"{self.environment}_{self.learner}_{self.seed}.json"
 
 
-TUNED = {"HalfCheetah": "half_cheetah", "InvertedDoublePendulum": "inverted_double_pendulum", "Reacher": "reacher"}
-"""Presets of their own; the other MuJoCo environments have `mujoco`."""
+TUNED = {"HalfCheetah": "half_cheetah", "InvertedDoublePendulum": "inverted_double_pendulum", "Reacher": "reacher", "Pong": "pong"}
+"""Presets of their own; the others have `mujoco` or `atari`."""
 GAMES = {"Pong": 9.3, "Breakout": 31.8, "BeamRider": 5775.0, "Qbert": 13455.0, "Seaquest": 20182.0, "SpaceInvaders": 1652.0}
 """Atari games with the human level of the ACKTR paper (its Table 1)."""
 
 
 def preset(environment: str) -> TrainConfig:
     """ACKTR's preset for one of `GAMES` or a MuJoCo environment, its name without ``-v5``."""
-    name, suffix = ("atari", "NoFrameskip-v4") if environment in GAMES else (TUNED.get(environment, "mujoco"), "-v5")
-    config = schema.read(TrainConfig, read_file(config_path("agents", name)))
+    general, suffix = ("atari", "NoFrameskip-v4") if environment in GAMES else ("mujoco", "-v5")
+    config = schema.read(TrainConfig, read_file(config_path("agents", TUNED.get(environment, general))))
     return replace(config, environment=replace(config.environment, id=environment + suffix))
 
 

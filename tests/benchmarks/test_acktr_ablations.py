@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from benchmarks import acktr_ablations
-from benchmarks._agents import TUNED, Job, load, preset
+from benchmarks._agents import GAMES, TUNED, Job, load, preset
 from benchmarks._variants import variants
 
 
@@ -30,12 +30,13 @@ def test_a_variant_changes_what_it_says_and_nothing_else(environment: str, varia
 
 @pytest.mark.parametrize("name", [*TUNED, "Ant"])
 def test_presets_of_an_environment_train_in_it(name: str) -> None:
-    assert preset(name).environment.id == f"{name}-v5"
+    assert preset(name).environment.id == name + ("NoFrameskip-v4" if name in GAMES else "-v5")
 
 
-def test_games_have_the_atari_preset() -> None:
-    settings = preset("Pong").environment
-    assert (settings.id, settings.preprocessing, settings.n_envs) == ("PongNoFrameskip-v4", "atari", 32)
+@pytest.mark.parametrize("game", ["Pong", "Qbert"])
+def test_games_have_the_wrappers_of_atari(game: str) -> None:
+    settings = preset(game).environment
+    assert (settings.id, settings.preprocessing, settings.n_envs) == (f"{game}NoFrameskip-v4", "atari", 32)
 
 
 def test_variants_of_another_environment_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
