@@ -126,8 +126,7 @@ class RunCallback(BaseCallback):
         """Measurements that cost something are made in updates that a row will report."""
         count_others(self.agent, self.hooks.processes)
         last = self.agent.num_timesteps >= self.config.total_timesteps
-        # Measuring takes means over the processes, so all of them do it or none.
-        self.agent.measure_next_update = self.hooks.processes.told(self._is_row(self.agent._n_updates + 1, last=last))
+        self.agent.measure_next_update = self._is_row(self.agent._n_updates + 1, last=last)  # the agents of all processes agree on it
 
     def _on_training_end(self) -> None:
         self.between_updates(last=True)
@@ -248,7 +247,6 @@ class FollowerCallback(BaseCallback):
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, ACKTR)
         count_others(self.model, self._processes)
-        self.model.measure_next_update = self._processes.told(False)
 
     def _on_training_end(self) -> None:
         self.between_updates()
