@@ -289,7 +289,7 @@ class ACKTR(ContextualAlgorithm):
         try:
             model = super().load(path, env, device, custom_objects, *args, **kwargs)
         except RuntimeError as error:  # of load_state_dict
-            if "value_net." not in str(error):
+            if "value_net.scale" not in str(error):
                 raise
             raise ConfigError("value_normalization is part of the network: load the agent with the one it was saved with") from error
         if "natural_gradient" in {**kwargs, **(custom_objects or {})}:

@@ -51,6 +51,11 @@ def test_a_network_saved_without_value_normalization_cannot_get_it(tmp_path: Pat
     ACKTR("MlpPolicy", discrete(), **SMALL).save(tmp_path / "agent.zip")
     with pytest.raises(ConfigError, match="value_normalization is part of the network"):
         ACKTR.load(tmp_path / "agent.zip", natural_gradient={"value_normalization": {}})
+    ACKTR("MlpPolicy", discrete(), natural_gradient={"value_normalization": {}}, **SMALL).save(tmp_path / "normalized.zip")
+    with pytest.raises(ConfigError, match="value_normalization is part of the network"):
+        ACKTR.load(tmp_path / "normalized.zip", natural_gradient={"value_normalization": None})
+    with pytest.raises(RuntimeError, match=r"size mismatch for value_net\.weight"):
+        ACKTR.load(tmp_path / "agent.zip", custom_objects={"policy_kwargs": {"net_arch": [5]}})
 
 
 class Locals(BaseCallback):
