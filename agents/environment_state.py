@@ -25,6 +25,7 @@ from stable_baselines3.common.vec_env.stacked_observations import StackedObserva
 
 from natgrad_apps.agents import instances, safe_pickle
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner.words import one_line
 
 # What never changes after construction, or only points to another layer.
 _FIXED = frozenset({"env", "spec", "_cached_spec", "metadata", "_metadata"})
@@ -79,7 +80,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
         try:
             self._read(_decompress(state))
         except pickle.UnpicklingError as error:
-            return _sentence(error)
+            return one_line(error, type(error).__name__)
         return None
 
     def why_no_state(self) -> str | None:
@@ -132,8 +133,8 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
                 try:
                     safe_pickle.loads(safe_pickle.dumps(value, self._live()), self._packages(), self._live())
                 except Exception as own_error:
-                    return f"attribute {name!r} of {type(layer).__name__}: {_sentence(own_error)}"
-        return _sentence(error)
+                    return f"attribute {name!r} of {type(layer).__name__}: {one_line(own_error, type(own_error).__name__)}"
+        return one_line(error, type(error).__name__)
 
 
 def capture(venv: VecEnv) -> dict[str, Any] | None:
@@ -293,7 +294,3 @@ def _decompress(state: bytes) -> bytes:
         return zlib.decompress(state)
     except (zlib.error, TypeError) as error:
         raise pickle.UnpicklingError(f"not a state of an environment: {error}") from error
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

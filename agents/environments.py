@@ -23,6 +23,7 @@ from natgrad_apps.agents.environment_state import Resumable
 from natgrad_apps.agents.faults import Faults, Guarded
 from natgrad_apps.agents.spaces import check_arrays, check_observations
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner.words import one_line
 
 INSTALL = 'pip install "natgrad-apps[rl]"'
 
@@ -81,11 +82,13 @@ def make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     except gym_error.Error as error:
         if not has_arcade and ("NoFrameskip" in env_id or env_id.startswith("ALE/")):
             raise ConfigError(f"environment {env_id!r} needs ale-py, which is not installed; {INSTALL} brings it") from error
-        raise ConfigError(f"environment {env_id!r} cannot be made: {_sentence(error).rstrip('.')}{_hint(env_id, error)}") from error
+        text = one_line(error, type(error).__name__).rstrip(".")
+        raise ConfigError(f"environment {env_id!r} cannot be made: {text}{_hint(env_id, error)}") from error
     except ImportError as error:
-        raise ConfigError(f"environment {env_id!r} needs a module that cannot be imported: {_sentence(error)}") from error
+        text = one_line(error, type(error).__name__)
+        raise ConfigError(f"environment {env_id!r} needs a module that cannot be imported: {text}") from error
     except (TypeError, ValueError, AttributeError, OSError, SystemExit) as error:
-        text = _sentence(error)
+        text = one_line(error, type(error).__name__)
         if isinstance(error, TypeError) and _ARGUMENTS.search(text):
             raise ConfigError(f"environment {env_id!r} refuses kwargs {dict(kwargs)!r}: {text}") from error
         roms = "; the ROMs come with ale-py 0.10 and later: pip install -U ale-py" if _is_arcade(env_id) and _ROMS.search(text) else ""
@@ -221,7 +224,3 @@ def _hint(env_id: str, error: gym_error.Error) -> str:
     if isinstance(error, (gym_error.NameNotFound, gym_error.NamespaceNotFound)) and ":" not in env_id:
         return f"; if another package registers it, say which: module:{env_id}"
     return ""
-
-
-def _sentence(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv, VecEnvWrappe
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 from natgrad_apps.errors import NatgradError
+from natgrad_apps.runner.words import one_line
 
 KEY = "natgrad_fault"
 """Key of ``info`` that holds what went wrong, and the traceback."""
@@ -173,7 +174,7 @@ def _told(when: str, what: str, details: str) -> dict[str, Any]:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _problem(observation: Any, reward: Any, space: gym.Space[Any]) -> str:

@@ -14,6 +14,7 @@ from natgrad_apps.runner.command import RunFailedError
 from natgrad_apps.runner.folder import RunFolder, is_empty_run
 from natgrad_apps.runner.interrupts import InterruptedRunError
 from natgrad_apps.runner.progress import ProgressView
+from natgrad_apps.runner.words import one_line
 
 _COLORS = re.compile(r"\x1b\[[0-9;]*m")
 """What Gymnasium puts around its warnings, whoever reads them."""
@@ -40,11 +41,10 @@ def failures_to(folder: RunFolder, resume: str, kept: Callable[[], bool] | None 
         if isinstance(error, ConfigError) and not checked:
             raise
         folder.log(traceback.format_exc())
-        what = " ".join(str(error).split()) or "no message"
         can_resume = bool(folder.checkpoints.steps()) if kept is None else kept()
         again = "; nothing is kept: when mended, start again with the same --out" if is_empty_run(folder.path) else ""
         hint = f"; to go on: {resume}" if can_resume else again
-        raise RunFailedError(f"{type(error).__name__}: {what}; the traceback is in {folder.path / 'log.txt'}{hint}") from error
+        raise RunFailedError(f"{type(error).__name__}: {one_line(error)}; the traceback is in {folder.path / 'log.txt'}{hint}") from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Numbers and counts as people read them."""
+"""Numbers, counts and errors as people read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ from __future__ import annotations
 def number(value: float) -> str:
     """A return or the like: two decimals, and four digits where those would be none or one of many; rounding errors are 0.00."""
     return f"{value:.4g}" if 1e-6 < abs(value) < 0.01 or abs(value) >= 1e7 else f"{value:.2f}"
+
+
+def one_line(error: BaseException, empty: str = "no message") -> str:
+    """The message of an error on one line.
+
+    Args:
+        error: Anything that was raised.
+        empty: Stands for a message without a text.
+    """
+    return " ".join(str(error).split()) or empty
 
 
 def counted(count: int, noun: str) -> str:
