@@ -86,6 +86,15 @@ class SignalAfter:
         monkeypatch.setattr(callbacks.RunCallback, "_on_step", on_step)
 
 
+def assert_pieces_equal_the_whole(config: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that Ctrl-C interrupts, and that is resumed, equals one without interruption; they are ``whole`` and ``parts`` of a folder."""
+    assert main(["train", "--config", str(config), "--out", str(folder / "whole")]) == 0
+    SignalAfter(5, signal.SIGINT).install(monkeypatch)
+    assert main(["train", "--config", str(config), "--out", str(folder / "parts")]) == 130
+    assert main(["train", "--resume", str(folder / "parts")]) == 0
+    assert_equal_runs(folder / "whole", folder / "parts")
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on_exactly(
     number: signal.Signals,

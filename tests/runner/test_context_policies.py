@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from natgrad_apps.agents.cli import main
 from natgrad_apps.agents.config import AgentConfig, TrainConfig
 from natgrad_apps.agents.spaces import check_policy
 from natgrad_apps.errors import ConfigError
-from tests.runner.test_acktr_resume import SignalAfter, assert_equal_runs
+from tests.runner.test_acktr_resume import assert_pieces_equal_the_whole
 
 
 class Guarded(gym.Env[Any, Any]):
@@ -99,11 +98,7 @@ def test_a_run_in_pieces_equals_the_run_in_one_piece(
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(environment=environment, policy=policy, vectorization=vectorization))
-    assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole")]) == 0
-    SignalAfter(5, signal.SIGINT).install(monkeypatch)
-    assert main(["train", "--config", str(config), "--out", str(tmp_path / "parts")]) == 130
-    assert main(["train", "--resume", str(tmp_path / "parts")]) == 0
-    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    assert_pieces_equal_the_whole(config, tmp_path, monkeypatch)
     assert main(["evaluate", str(tmp_path / "parts"), "--episodes", "2"]) == 0
     assert len(json.loads((tmp_path / "parts" / "evaluation.json").read_text())["evaluation"]["returns"]) == 2
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from natgrad_apps.agents.cli import main
 from natgrad_apps.runner import plain_data
-from tests.runner.test_acktr_resume import SignalAfter, assert_equal_runs
+from tests.runner.test_acktr_resume import assert_pieces_equal_the_whole
 
 
 class Pair(gym.Env[Any, Any]):
@@ -71,11 +69,7 @@ def test_a_run_in_pieces_equals_the_run_in_one_piece(
 ) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG.format(policy=policy, vectorization=vectorization, normalize=normalize, stack=stack))
-    assert main(["train", "--config", str(config), "--out", str(tmp_path / "whole")]) == 0
-    SignalAfter(5, signal.SIGINT).install(monkeypatch)
-    assert main(["train", "--config", str(config), "--out", str(tmp_path / "parts")]) == 130
-    assert main(["train", "--resume", str(tmp_path / "parts")]) == 0
-    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+    assert_pieces_equal_the_whole(config, tmp_path, monkeypatch)
 
 
 def test_an_ordered_dictionary_keeps_its_order() -> None:
