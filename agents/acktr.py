@@ -23,7 +23,8 @@ from natgrad_apps.agents.backtracking import Backtracking, shorten
 from natgrad_apps.agents.context import given
 from natgrad_apps.agents.contextual import ContextualAlgorithm
 from natgrad_apps.agents.critic_noise import critic_scale
-from natgrad_apps.agents.heads import Change, Heads, measure_change, observed_targets
+from natgrad_apps.agents.heads import Heads, observed_targets
+from natgrad_apps.agents.measuring import Comparison, States
 from natgrad_apps.agents.objectives import ACTOR, CRITIC
 from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions, OnPolicyArguments
 from natgrad_apps.agents.policies import POLICIES, check_masks
@@ -168,26 +169,18 @@ class ACKTR(ContextualAlgorithm):
         entropy_loss = log_prob.mean() if entropy is None else -entropy.mean()
         losses = diagnostics.Losses(-(advantages * log_prob).mean(), mse_loss(values.flatten(), batch.returns), entropy_loss)
         self._backward(losses.policy_loss + self.ent_coef * losses.entropy_loss, self.vf_coef * value_weight * losses.value_loss)
-        measured = self._is_measured()
-        check = self.natural_gradient.backtracking
-        target = self.natural_gradient.kl_target
-        needed = check is not None or target is not None or (measured and self.natural_gradient.measure_kl)
-        before = heads.detach() if needed else None
-
-        def changed() -> Change:
-            assert before is not None
-            with torch.no_grad():
-                after, _, _ = policy.evaluate_actions(batch.observations, actions)
-            change = measure_change(before, Heads.of(policy, after, scale))
-            return change if self.ranks is None else Change(*self.ranks.mean(list(vars(change).values())))
+        measured, target = self._is_measured(), self.natural_gradient.kl_target
+        check = None if self.natural_gradient.backtracking is None else Backtracking.of(self.natural_gradient.backtracking)
+        whole = Comparison(policy, States(batch.observations, actions, self.context), scale, heads, self.ranks)
+        part = None if check is None else whole.part(check.stride, self._n_updates)
 
         info = optimizer.step()
         self._n_updates += 1
         report = {**losses.items(), **diagnostics.describe_step(info), **diagnostics.describe_policy(policy), "skipped": info.skipped}
-        if check is not None:
-            left = shorten(optimizer, Backtracking.of(check), changed)
+        if check is not None and part is not None:
+            left = shorten(optimizer, check, part)
             report |= {"backtracking_scale": left.scale, "predicted_kl": left.predicted_kl(info)}
-        change = changed() if target is not None or (measured and self.natural_gradient.measure_kl) else None
+        change = whole() if target is not None or (measured and self.natural_gradient.measure_kl) else None
         if change is not None:
             report |= diagnostics.describe_change(change)
         if target is not None and change is not None and not bool(info.skipped):

@@ -24,14 +24,17 @@ class Backtracking:
     """Limits of the KL that an update really made over its rollout; a longer step is shortened, and checked again.
 
     The predicted KL rests on running averages and on the Kronecker structure. Where the visited states change fast, it has been seen
-    to fall short of the measured one by factors of 10 to 100. Each check costs one forward pass. As KL grows with the square of a
-    step's length, a step that made ``kl > limit`` is multiplied by ``sqrt(limit / kl)``. What the last check finds too long is shortened
-    too and not checked again: with one check the limit is kept as well as that law holds, with several up to a few per cent.
+    to fall short of the measured one by factors of 10 to 100. Each check costs one forward pass of what it looks at. As KL grows with
+    the square of a step's length, a step that made ``kl > limit`` is multiplied by ``sqrt(limit / kl)``. What the last check finds too
+    long is shortened too and not checked again: with one check the limit is kept as well as that law holds, with several up to a few per
+    cent; with a stride, as well as the mean over a part is that over the whole.
 
     Attributes:
         kl_limit: Limit of ``KL(old policy || new policy)``, the mean over the rollout's states, in nats.
         critic_kl_limit: Limit of ``KL(old critic || new critic)``, in nats; None for none.
-        max_checks: Most forward passes of one update.
+        max_checks: Most checks of one update.
+        stride: A check looks at every `stride`-th state, others in each update; with a recurrent policy or masks at all states of every
+            `stride`-th environment. Above 1 an update costs one more forward pass of that part, for the outputs before the step.
 
     Raises:
         ConfigError: A value is not legal.
@@ -40,14 +43,16 @@ class Backtracking:
     kl_limit: float = 0.01
     critic_kl_limit: float | None = None
     max_checks: int = 4
+    stride: int = 1
 
     def __post_init__(self) -> None:
         check_positive("kl_limit", self.kl_limit)
         if self.critic_kl_limit is not None:
             check_positive("critic_kl_limit", self.critic_kl_limit)
-        check_positive("max_checks", self.max_checks)
-        if not isinstance(self.max_checks, int):
-            raise ConfigError(f"max_checks must be a whole number, got {self.max_checks!r}")
+        for name in ("max_checks", "stride"):
+            check_positive(name, getattr(self, name))
+            if not isinstance(getattr(self, name), int):
+                raise ConfigError(f"{name} must be a whole number, got {getattr(self, name)!r}")
 
     @classmethod
     def of(cls, spec: Backtracking | Mapping[str, Any]) -> Backtracking:
