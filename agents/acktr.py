@@ -55,7 +55,7 @@ class ACKTR(ContextualAlgorithm):
     or infinity), ``value_mean`` and ``value_scale`` where value targets are normalized. In updates whose numbers will be written, and where
     `measure_next_update` asks for it: ``measured_kl`` and ``measured_critic_kl`` (exact, over the rollout, one forward pass),
     ``actor_share`` and ``critic_share`` of the quadratic form, ``min_eigenvalue`` and ``max_eigenvalue`` of the undamped curvature (about a
-    refresh; at most every tenth update, repeated between).
+    refresh; at most every hundredth update, repeated between).
 
     Departures from the paper: advantages from GAE and normalized in each rollout; momentum (0 by default) inside the trust region; the
     undamped Fisher in its bound; the critic's noise tied to its residual (`NaturalGradientOptions.vf_fisher_coef`). Each is an argument.

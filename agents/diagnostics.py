@@ -20,8 +20,8 @@ from natgrad_apps.errors import NonFiniteWarning
 from natgrad_apps.optim import NaturalGradient
 from natgrad_apps.types import Info
 
-SPECTRUM_PERIOD = 10
-"""Fewest updates between two computations of the eigenvalues, which cost about as much as a refresh of all inverses."""
+SPECTRUM_PERIOD = 100
+"""Fewest updates between two computations of the eigenvalues, which cost several times as much as a refresh by Cholesky inverses."""
 
 
 @dataclass(frozen=True)
