@@ -77,6 +77,7 @@ ATARI = {
     "batch_160": Variant(agent={"n_steps": 5}),
     "critic_auto": Variant({"vf_fisher_coef": "auto"}),
     "critic_region": Variant({"critic_step": {"name": "kl_trust_region", "radius": 0.0005}}),
+    "damping": Variant({"damping": {"name": "factored_tikhonov", "value": 0.01}}),
     "diagonal": Variant({"curvature": {"name": "diagonal", "decay": 0.99}, "damping": {"name": "tikhonov", "value": 0.01}}),
     "no_limit": Variant({"backtracking": None}),
     "normalized_advantages": Variant(agent={"normalize_advantage": True}),

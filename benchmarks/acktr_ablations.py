@@ -15,9 +15,9 @@ measured KL of 0.01 nats; `critic_adam`, whose critic does 10 steps of Adam in a
 it, and `critic_extra`, which does them after it, as that older code did its 25 by K-FAC.
 
 Variants on an Atari game: `preset`; `batch_160`, 5 steps of the 32 environments instead of 20; `critic_auto`, whose critic has the variance
-of its residuals instead of 1, and `critic_region`, whose critic has a trust region of its own, of the size of the policy's; the `diagonal`
-curvature; `no_limit` of the measured KL; `normalized_advantages`; and the `released` code's rule, which has no such limit, averages steps
-that were clipped at a `kfac_clip` of 0.001, and weighs the value loss by 0.5.
+of its residuals instead of 1, and `critic_region`, whose critic has a trust region of its own, of the size of the policy's; ten times the
+`damping`; the `diagonal` curvature; `no_limit` of the measured KL; `normalized_advantages`; and the `released` code's rule, which has no
+such limit, averages steps that were clipped at a `kfac_clip` of 0.001, and weighs the value loss by 0.5.
 
 Prints the mean return with the last policy and with the best of ten periodic evaluations (20 deterministic episodes; 10 with drawn actions
 in a game), mean and standard error over seeds (from 100, so that none was used in choosing the preset), and the seconds of a training.

@@ -5,9 +5,9 @@
     python benchmarks/acktr_atari.py --out runs/full --full             # 10 million steps, 3 seeds
     python benchmarks/acktr_atari.py --out runs/atari --report          # only the tables of what is there
 
-ACKTR runs with the preset `atari`, A2C with the settings that the RL Zoo gives for Atari. A step is four frames. Every finished training
-is a JSON file in ``--out``. Trainings of ACKTR have run folders in ``--out/runs`` and go on from their last checkpoint if they are cut
-off; those of A2C begin anew. Seeds start at 100, so that none was used in choosing the preset.
+ACKTR runs with the preset of the game, A2C with the settings that the RL Zoo gives for Atari. A step is four frames. Every finished
+training is a JSON file in ``--out``. Trainings of ACKTR have run folders in ``--out/runs`` and go on from their last checkpoint if they
+are cut off; those of A2C begin anew. Seeds start at 100, so that none was used in choosing the preset.
 
 Prints for each game: the mean return of 10 episodes with the last policy (actions drawn, rewards not clipped, lives not episodes), the same
 of the policy that did best in periodic evaluations (5 episodes, every 100,000 steps), the steps at which such an evaluation first reached
