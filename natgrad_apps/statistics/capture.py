@@ -24,7 +24,8 @@ from natgrad_apps.layers._groups import GroupedInputs, sum_over
 from natgrad_apps.layers.base import Arguments, Composite, Part
 from natgrad_apps.layers.discover import Layer
 from natgrad_apps.statistics.fisher import Subsample
-from natgrad_apps.statistics.moments import LayerStatistics, Use, joined
+from natgrad_apps.statistics.moments import LayerStatistics
+from natgrad_apps.statistics.uses import Use, joined
 
 PACKING_HOOKS = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
 """Asks torch for the hooks that pack saved tensors; torch has it from 2.8 on."""

@@ -19,7 +19,8 @@ from natgrad_apps.layers.discover import composite_of, discover
 from natgrad_apps.layers.linear import LinearInputs
 from natgrad_apps.likelihoods import Categorical, Gaussian
 from natgrad_apps.statistics.capture import PACKING_HOOKS
-from natgrad_apps.statistics.moments import LayerStatistics, Use, joined
+from natgrad_apps.statistics.moments import LayerStatistics
+from natgrad_apps.statistics.uses import Use, joined
 from natgrad_apps.types import BlockSpec
 from tests._feed import factors, feed
 
