@@ -82,7 +82,13 @@ class Job:
         return f"{self.environment}_{self.learner}_{self.seed}.json"
 
 
-TUNED = {"HalfCheetah": "half_cheetah", "InvertedDoublePendulum": "inverted_double_pendulum", "Reacher": "reacher", "Pong": "pong"}
+TUNED = {
+    "HalfCheetah": "half_cheetah",
+    "InvertedDoublePendulum": "inverted_double_pendulum",
+    "Reacher": "reacher",
+    "Walker2d": "walker2d",
+    "Pong": "pong",
+}
 """Presets of their own; the others have `mujoco` or `atari`."""
 GAMES = {"Pong": 9.3, "Breakout": 31.8, "BeamRider": 5775.0, "Qbert": 13455.0, "Seaquest": 20182.0, "SpaceInvaders": 1652.0}
 """Atari games with the human level of the ACKTR paper (its Table 1)."""
