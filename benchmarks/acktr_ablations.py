@@ -73,13 +73,14 @@ PACKAGES = ["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco", "ale-p
 def rows(name: str, out: Path) -> list[list[str]]:
     """Cells of `COLUMNS` of one environment."""
     found = {job: done for job, done in load(out).items() if job.environment == name}
+    digits = 1 if name in GAMES else 0
     result = []
     for variant in variants(name):
         mine = {job.seed: done for job, done in found.items() if job.learner == variant}
         if mine:
             of = [mine[seed] for seed in sorted(mine)]
-            cells = (mean_and_error([getattr(done, part) for done in of], 0) for part in ("final", "best"))
-            each = ", ".join(f"{done.final:.0f}" for done in of)
+            cells = (mean_and_error([getattr(done, part) for done in of], digits) for part in ("final", "best"))
+            each = ", ".join(f"{done.final:.{digits}f}" for done in of)
             seconds = statistics.mean(done.seconds for done in of)
             result.append([f"`{variant}`", " ".join(map(str, sorted(mine))), each, *cells, f"{seconds:.0f}"])
     return result
