@@ -171,8 +171,13 @@ class ACKTR(ContextualAlgorithm):
         self._backward(losses.policy_loss + self.ent_coef * losses.entropy_loss, self.vf_coef * value_weight * losses.value_loss)
         measured, target = self._is_measured(), self.natural_gradient.kl_target
         check = None if self.natural_gradient.backtracking is None else Backtracking.of(self.natural_gradient.backtracking)
-        whole = Comparison(policy, States(batch.observations, actions, self.context), scale, heads, self.ranks)
-        part = None if check is None else whole.part(check.stride, self._n_updates)
+        states = States(batch.observations, actions, self.context)
+        whole = part = None
+        if target is not None or (measured and self.natural_gradient.measure_kl):
+            whole = Comparison(policy, states, scale, heads, self.ranks)
+        if check is not None:
+            checked = states.every(check.stride, self._n_updates)
+            part = Comparison(policy, checked, scale, heads if checked is states else None, self.ranks)
 
         info = optimizer.step()
         self._n_updates += 1
@@ -180,7 +185,7 @@ class ACKTR(ContextualAlgorithm):
         if check is not None and part is not None:
             left = shorten(optimizer, check, part)
             report |= {"backtracking_scale": left.scale, "predicted_kl": left.predicted_kl(info)}
-        change = whole() if target is not None or (measured and self.natural_gradient.measure_kl) else None
+        change = None if whole is None else whole()
         if change is not None:
             report |= diagnostics.describe_change(change)
         if target is not None and change is not None and not bool(info.skipped):

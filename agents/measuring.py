@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -39,19 +40,24 @@ class States:
             stride: At least 1; of few rows or environments one at least is left.
             first: Where to begin, modulo the stride.
         """
-        starts, count = self.context.starts, len(self.actions)
+        if stride == 1:
+            return self
+        starts, masks, states = self.context.starts, self.context.masks, self.context.states
         if starts is None:
-            rows = _strided(count, stride, first)
-            return States(_rows(self.observations, rows), self.actions[rows], self.context)
+            rows = _strided(len(self.actions), stride, first)
+            return States(_each(self.observations, lambda x: x[rows]), self.actions[rows], self.context)
         environments = _strided(starts.shape[1], stride, first)
-        kept = torch.arange(count).reshape(starts.shape)[:, environments].flatten().to(self.actions.device)
-        masks, states = self.context.masks, self.context.states
+
+        def kept(x: Tensor) -> Tensor:
+            rows: Tensor = x.reshape(*starts.shape, *x.shape[1:])[:, environments].flatten(0, 1)
+            return rows
+
         context = Context(
-            None if masks is None else masks[kept],
+            None if masks is None else kept(masks),
             starts[:, environments],
             None if states is None else states[..., environments, :],
         )
-        return States(_rows(self.observations, kept), self.actions[kept], context)
+        return States(_each(self.observations, kept), kept(self.actions), context)
 
     def pass_through(self, policy: ActorCriticPolicy, scale: float) -> Heads:
         """The heads as the policy is now, without a graph.
@@ -80,12 +86,6 @@ class Comparison:
         self._policy, self._states, self._scale, self._ranks = policy, states, scale, ranks
         self._before = (states.pass_through(policy, scale) if heads is None else heads).detach()
 
-    def part(self, stride: int, first: int) -> Comparison:
-        """The same over a part of the states (`States.every`); costs a forward pass of it, but where the part is the whole."""
-        if stride == 1:
-            return self
-        return Comparison(self._policy, self._states.every(stride, first), self._scale, None, self._ranks)
-
     def __call__(self) -> Change:
         """The change up to now, a mean over the states of all processes."""
         change = measure_change(self._before, self._states.pass_through(self._policy, self._scale))
@@ -97,7 +97,5 @@ def _strided(count: int, stride: int, first: int) -> slice:
     return slice(first % stride, None, stride)
 
 
-def _rows(observations: PyTorchObs, rows: Any) -> PyTorchObs:
-    if isinstance(observations, dict):
-        return {name: part[rows] for name, part in observations.items()}
-    return observations[rows]
+def _each(observations: PyTorchObs, choose: Callable[[Tensor], Tensor]) -> PyTorchObs:
+    return {name: choose(x) for name, x in observations.items()} if isinstance(observations, dict) else choose(observations)

@@ -52,7 +52,7 @@ def test_the_parts_together_are_the_whole(policy: str, stride: int) -> None:
     """Every state is in one part, and is seen there with its own mask and memory: the mean over the parts is that over all states."""
     model, states = after_a_rollout(policy)
     whole = Comparison(model.policy, states, 0.7, None, None)
-    parts = [whole.part(stride, first) for first in range(stride)]
+    parts = [Comparison(model.policy, states.every(stride, first), 0.7, None, None) for first in range(stride)]
     disturb(model)
 
     expected, found = whole(), [part() for part in parts]
@@ -74,7 +74,7 @@ def test_known_heads_spare_the_pass_and_change_nothing() -> None:
     assert len(passes) == 1
     own = Comparison(model.policy, states, 0.7, None, None)
     assert len(passes) == 2
-    assert known.part(1, 0) is known
+    assert states.every(1, 3) is states
     disturb(model)
     for name, value in vars(own()).items():
         torch.testing.assert_close(getattr(known(), name), value)
@@ -121,12 +121,11 @@ def test_a_change_is_the_mean_over_processes() -> None:
 
     model, states = after_a_rollout("MlpPolicy")
     alone = Comparison(model.policy, states, 0.7, None, None)
-    shared = Comparison(model.policy, states, 0.7, None, Double()).part(2, 1)  # type: ignore[arg-type]
-    own = alone.part(2, 1)
+    shared = Comparison(model.policy, states, 0.7, None, Double())  # type: ignore[arg-type]
     disturb(model)
     change = shared()
     assert isinstance(change, Change)
-    torch.testing.assert_close(change.actor_kl, 2 * own().actor_kl)
+    torch.testing.assert_close(change.actor_kl, 2 * alone().actor_kl)
 
 
 @pytest.mark.parametrize("stride", [0, -1, 1.5])
