@@ -80,7 +80,7 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
         try:
             self._read(_decompress(state))
         except pickle.UnpicklingError as error:
-            return one_line(error, type(error).__name__)
+            return one_line(error)
         return None
 
     def why_no_state(self) -> str | None:
@@ -133,8 +133,8 @@ class Resumable(gym.Wrapper[Any, Any, Any, Any]):
                 try:
                     safe_pickle.loads(safe_pickle.dumps(value, self._live()), self._packages(), self._live())
                 except Exception as own_error:
-                    return f"attribute {name!r} of {type(layer).__name__}: {one_line(own_error, type(own_error).__name__)}"
-        return one_line(error, type(error).__name__)
+                    return f"attribute {name!r} of {type(layer).__name__}: {one_line(own_error)}"
+        return one_line(error)
 
 
 def capture(venv: VecEnv) -> dict[str, Any] | None:

@@ -82,13 +82,13 @@ def make(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env[Any, Any]:
     except gym_error.Error as error:
         if not has_arcade and ("NoFrameskip" in env_id or env_id.startswith("ALE/")):
             raise ConfigError(f"environment {env_id!r} needs ale-py, which is not installed; {INSTALL} brings it") from error
-        text = one_line(error, type(error).__name__).rstrip(".")
+        text = one_line(error).rstrip(".")
         raise ConfigError(f"environment {env_id!r} cannot be made: {text}{_hint(env_id, error)}") from error
     except ImportError as error:
-        text = one_line(error, type(error).__name__)
+        text = one_line(error)
         raise ConfigError(f"environment {env_id!r} needs a module that cannot be imported: {text}") from error
     except (TypeError, ValueError, AttributeError, OSError, SystemExit) as error:
-        text = one_line(error, type(error).__name__)
+        text = one_line(error)
         if isinstance(error, TypeError) and _ARGUMENTS.search(text):
             raise ConfigError(f"environment {env_id!r} refuses kwargs {dict(kwargs)!r}: {text}") from error
         roms = "; the ROMs come with ale-py 0.10 and later: pip install -U ale-py" if _is_arcade(env_id) and _ROMS.search(text) else ""

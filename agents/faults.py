@@ -174,7 +174,7 @@ def _told(when: str, what: str, details: str) -> dict[str, Any]:
 
 
 def _describe(error: BaseException) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"
+    return f"{type(error).__name__}: {one_line(error, 'no message')}"
 
 
 def _problem(observation: Any, reward: Any, space: gym.Space[Any]) -> str:

@@ -44,7 +44,9 @@ def failures_to(folder: RunFolder, resume: str, kept: Callable[[], bool] | None 
         can_resume = bool(folder.checkpoints.steps()) if kept is None else kept()
         again = "; nothing is kept: when mended, start again with the same --out" if is_empty_run(folder.path) else ""
         hint = f"; to go on: {resume}" if can_resume else again
-        raise RunFailedError(f"{type(error).__name__}: {one_line(error)}; the traceback is in {folder.path / 'log.txt'}{hint}") from error
+        raise RunFailedError(
+            f"{type(error).__name__}: {one_line(error, 'no message')}; the traceback is in {folder.path / 'log.txt'}{hint}"
+        ) from error
 
 
 @contextmanager

@@ -8,14 +8,14 @@ def number(value: float) -> str:
     return f"{value:.4g}" if 1e-6 < abs(value) < 0.01 or abs(value) >= 1e7 else f"{value:.2f}"
 
 
-def one_line(error: BaseException, empty: str = "no message") -> str:
+def one_line(error: BaseException, empty: str | None = None) -> str:
     """The message of an error on one line.
 
     Args:
         error: Anything that was raised.
-        empty: Stands for a message without a text.
+        empty: Stands for a message without a text; None for the name of its type.
     """
-    return " ".join(str(error).split()) or empty
+    return " ".join(str(error).split()) or (type(error).__name__ if empty is None else empty)
 
 
 def counted(count: int, noun: str) -> str:
