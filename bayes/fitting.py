@@ -18,6 +18,7 @@ from natgrad_apps.bayes.partial import start_from
 from natgrad_apps.bayes.prediction import Kind
 from natgrad_apps.bayes.variational import StepInfo
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner.words import one_line
 
 EPOCH_SEED = 1_000_003
 
@@ -120,8 +121,9 @@ def read_weights(path: Path) -> Any:
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file of weights {str(path)!r}") from error
     except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError) as error:
-        what = " ".join(str(error).split())[:200]
-        raise ConfigError(f"the weights {str(path)!r} cannot be read: {what}; save them with torch.save(net.state_dict(), FILE)") from error
+        raise ConfigError(
+            f"the weights {str(path)!r} cannot be read: {one_line(error)[:200]}; save them with torch.save(net.state_dict(), FILE)"
+        ) from error
 
 
 def published_split(table: Table, index: int) -> Split:

@@ -16,6 +16,7 @@ from typing import TypeAlias, Union
 import yaml
 
 from natgrad_apps.errors import ConfigError
+from natgrad_apps.runner.words import one_line
 
 MAX_DEPTH = 20
 NULLS = frozenset({"", "~", "null"})
@@ -114,7 +115,7 @@ def yaml_fault(error: Exception, *, lines: bool = True) -> str:
         lines: Whether to name the line.
     """
     if not isinstance(error, yaml.MarkedYAMLError):
-        return " ".join(str(error).split())
+        return one_line(error)
     what = ", ".join(part for part in (error.context, error.problem) if part)
     hint = "; indent with spaces" if "'\\t'" in what else ""
     return (f"line {error.problem_mark.line + 1}: " if lines and error.problem_mark is not None else "") + what + hint
