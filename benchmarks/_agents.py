@@ -1,35 +1,32 @@
-"""Trainings of agents with periodic evaluations, one or many that are kept as files, for the benchmarks that compare agents."""
+"""Trainings of agents with periodic evaluations, for the benchmarks that compare agents."""
 
 from __future__ import annotations
 
-import concurrent.futures
 import copy
 import csv
 import json
 import math
-import multiprocessing
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
+from benchmarks._records import Trained
 from natgrad_apps._resources import config_path
 from natgrad_apps.agents.config import EnvironmentConfig, TrainConfig
 from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, evaluate
 from natgrad_apps.agents.training import resume
 from natgrad_apps.agents.training import train as run_to_end
-from natgrad_apps.runner import atomic, schema
+from natgrad_apps.runner import schema
 from natgrad_apps.runner.arguments import read_file
 from natgrad_apps.runner.checkpoints import CheckpointStore
 
@@ -39,47 +36,6 @@ FIRST_SEED = 100
 
 EVALUATED = "eval/mean_reward"
 """Column of a run's metrics."""
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What one training gave.
-
-    Attributes:
-        final: Mean return of the last policy, deterministic episodes.
-        best: The same of the policy that did best in the periodic evaluations; other first states than those.
-        first_hit: Environment steps at the first periodic evaluation that reached the target; None if none did.
-        curve: Steps and mean returns of the periodic evaluations.
-        steps: Environment steps.
-        seconds: Of training and periodic evaluations.
-    """
-
-    final: float
-    best: float
-    first_hit: int | None
-    curve: list[tuple[int, float]]
-    steps: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training.
-
-    Attributes:
-        environment: Without its version.
-        learner: Name of what is compared.
-        seed: Of everything random.
-    """
-
-    environment: str
-    learner: str
-    seed: int
-
-    @property
-    def file(self) -> str:
-        """Where its numbers are kept."""
-        return f"{self.environment}_{self.learner}_{self.seed}.json"
 
 
 TUNED = {
@@ -99,38 +55,6 @@ def preset(environment: str) -> TrainConfig:
     general, suffix = ("atari", "NoFrameskip-v4") if environment in GAMES else ("mujoco", "-v5")
     config = schema.read(TrainConfig, read_file(config_path("agents", TUNED.get(environment, general))))
     return replace(config, environment=replace(config.environment, id=environment + suffix))
-
-
-def run_missing(jobs: Sequence[Job], run: Callable[[Job], Trained], out: Path, workers: int, console: Console) -> None:
-    """Do the trainings whose numbers are not in a folder yet, and keep them there.
-
-    Args:
-        jobs: In the order in which they are begun.
-        run: Does one of them; picklable.
-        out: The folder.
-        workers: Processes, one thread each.
-        console: Shows progress.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    missing = [job for job in jobs if not (out / job.file).exists()]
-    if not missing:
-        return
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {pool.submit(run, job): job for job in missing}
-        for future in track(concurrent.futures.as_completed(futures), "trainings", total=len(missing), console=console):
-            job, done = futures[future], future.result()
-            atomic.write_json(out / job.file, {**asdict(job), **asdict(done)})
-            console.print(f"{job.environment} {job.learner} seed {job.seed}: {done.final:.1f}")
-
-
-def load(out: Path) -> dict[Job, Trained]:
-    """The finished trainings of a folder."""
-    found = {}
-    for file in sorted(out.glob("*_*_*.json")):
-        record = json.loads(file.read_text())
-        job = Job(*(record.pop(key) for key in ("environment", "learner", "seed")))
-        found[job] = Trained(**{**record, "curve": [(int(a), float(b)) for a, b in record["curve"]]})
-    return found
 
 
 def train(

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from rich.table import Table
 
-from benchmarks._agents import Job, Trained
 from benchmarks._pages import mean_and_error, write_block
-from benchmarks._timing import ROOT, environment
+from benchmarks._records import Job, Trained
+from benchmarks._timing import ROOT
 from natgrad_apps.runner.figures import interquartile_mean
 
 COLUMNS = (
@@ -68,7 +68,7 @@ def table(title: str, columns: Sequence[str], cells: Iterable[Sequence[str]]) ->
     return result
 
 
-def publish(mark: str, command: str, columns: Sequence[str], cells: Iterable[Sequence[str]], packages: Sequence[str]) -> None:
+def publish(mark: str, command: str, columns: Sequence[str], cells: Iterable[Sequence[str]], made_with: str) -> None:
     """Replace one block of results on the page of ACKTR.
 
     Args:
@@ -76,9 +76,8 @@ def publish(mark: str, command: str, columns: Sequence[str], cells: Iterable[Seq
         command: What made the results.
         columns: Heads of the table.
         cells: Its rows.
-        packages: Whose versions are named.
+        made_with: Versions of packages.
     """
     lines = ["| " + " | ".join(row) + " |" for row in (columns, ["---"] * len(columns), *cells)]
-    versions = ", ".join(f"{name} {version}" for name, version in environment(packages).items() if name in packages)
-    text = "\n".join([f"`{command}`; {versions}.", "", *lines])
+    text = "\n".join([f"`{command}`; {made_with}.", "", *lines])
     write_block(text, PAGE, (f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"))

@@ -28,7 +28,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,10 +38,10 @@ from rich.console import Console
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, GAMES, Job, Trained, load, preset, run_missing, train
+from benchmarks._agents import FIRST_SEED, GAMES, preset, train
 from benchmarks._comparisons import publish, table
 from benchmarks._pages import mean_and_error
-from benchmarks._timing import environment
+from benchmarks._records import Job, Trained, load, run_missing, versions
 from benchmarks._variants import variants
 from benchmarks.acktr_mujoco import THRESHOLDS
 from natgrad_apps.agents.config import TrainConfig
@@ -70,9 +70,8 @@ COLUMNS = ("variant", "seeds", "last policy, by seed", "last policy", "best poli
 PACKAGES = ["torch", "numpy", "stable-baselines3", "gymnasium", "mujoco", "ale-py"]
 
 
-def rows(name: str, out: Path) -> list[list[str]]:
+def rows(name: str, found: Mapping[Job, Trained]) -> list[list[str]]:
     """Cells of `COLUMNS` of one environment."""
-    found = {job: done for job, done in load(out).items() if job.environment == name}
     digits = 1 if name in GAMES else 0
     result = []
     for variant in variants(name):
@@ -106,13 +105,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no variants {sorted(unknown)} for {options.environment}; legal: {', '.join(known)}")
     jobs = [Job(options.environment, variant, FIRST_SEED + s) for s in range(seeds) for variant in chosen]
     console = Console(width=140)
-    run_missing([] if options.report else jobs, partial(run, total_timesteps=steps), options.out, options.workers, console)
-    cells = rows(options.environment, options.out)
+    run_missing([] if options.report else jobs, partial(run, total_timesteps=steps), options.out, options.workers, PACKAGES, console)
+    found = {job: done for job, done in load(options.out).items() if job.environment == options.environment}
+    cells = rows(options.environment, found)
     console.print(table(f"{options.environment}, {steps} environment steps", COLUMNS, cells))
-    console.print(", ".join(f"{k} {v}" for k, v in environment(PACKAGES).items()))
+    console.print(made_with := versions(found.values(), PACKAGES))
     if options.write:
-        command = f"python benchmarks/acktr_ablations.py --out runs/ablations --environment {options.environment} --total-timesteps {steps}"
-        publish(f"acktr_ablations {options.environment}", command, COLUMNS, cells, PACKAGES)
+        command = f"python benchmarks/acktr_ablations.py --out docs/records/acktr_ablations --environment {options.environment}"
+        command += f" --total-timesteps {steps}"
+        publish(f"acktr_ablations {options.environment}", command, COLUMNS, cells, made_with)
 
 
 if __name__ == "__main__":

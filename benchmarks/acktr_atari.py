@@ -33,9 +33,9 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, GAMES, Job, Trained, load, preset, run_missing, train, train_in
+from benchmarks._agents import FIRST_SEED, GAMES, preset, train, train_in
 from benchmarks._comparisons import COLUMNS, publish, rows, table
-from benchmarks._timing import environment
+from benchmarks._records import Job, Trained, load, run_missing, versions
 from natgrad_apps.agents.config import TrainConfig
 
 STEPS = {"Breakout": 2_000_000}
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in games for learner in options.learners]
     device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
     work = partial(run, out=options.out, total_timesteps=total, device=device)
-    run_missing([] if options.report else jobs, work, options.out, options.workers, console)
+    run_missing([] if options.report else jobs, work, options.out, options.workers, PACKAGES, console)
     found = load(options.out)
     cells = rows(found, LEARNERS)
     console.print(table("Atari, NoFrameskip-v4", COLUMNS, cells))
@@ -92,9 +92,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(
             f"{job.environment} {job.learner} {job.seed}: " + ", ".join(f"{step / 1e6:.1f}M {score:.1f}" for step, score in done.curve)
         )
-    console.print(", ".join(f"{k} {v}" for k, v in environment(PACKAGES).items()))
+    console.print(made_with := versions(found.values(), PACKAGES))
     if options.write:
-        publish("acktr_atari", "python benchmarks/acktr_atari.py --out runs/atari", COLUMNS, cells, PACKAGES)
+        publish("acktr_atari", "python benchmarks/acktr_atari.py --out docs/records/acktr_atari", COLUMNS, cells, made_with)
 
 
 if __name__ == "__main__":

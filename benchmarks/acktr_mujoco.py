@@ -33,9 +33,9 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 if __name__ == "__main__" and not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file: make the folder `benchmarks` importable
 
-from benchmarks._agents import FIRST_SEED, Job, Trained, load, preset, run_missing, train
+from benchmarks._agents import FIRST_SEED, preset, train
 from benchmarks._comparisons import COLUMNS, publish, rows, table
-from benchmarks._timing import environment
+from benchmarks._records import Job, Trained, load, run_missing, versions
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import ACTIVATIONS, TrainConfig
 
@@ -116,15 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Seed by seed, so that what is cut off leaves whole comparisons.
     jobs = [Job(name, learner, FIRST_SEED + s) for s in range(seeds) for name in names for learner in learners]
     jobs = [] if options.report else jobs
-    run_missing(jobs, partial(run, total_timesteps=options.total_timesteps), options.out, options.workers, console)
+    run_missing(jobs, partial(run, total_timesteps=options.total_timesteps), options.out, options.workers, PACKAGES, console)
     found = load(options.out)
     found = {job: found[job] for name in THRESHOLDS for job in found if job.environment == name}
     cells = rows(found, LEARNERS)
     console.print(table(f"MuJoCo v5, {max(done.steps for done in found.values())} environment steps", COLUMNS, cells))
     console.print("thresholds: " + ", ".join(f"{name} {THRESHOLDS[name]:g}" for name in dict.fromkeys(job.environment for job in found)))
-    console.print(", ".join(f"{k} {v}" for k, v in environment(PACKAGES).items()))
+    console.print(made_with := versions(found.values(), PACKAGES))
     if options.write:
-        publish("acktr_mujoco", "python benchmarks/acktr_mujoco.py --out runs/mujoco", COLUMNS, cells, PACKAGES)
+        publish("acktr_mujoco", "python benchmarks/acktr_mujoco.py --out docs/records/acktr_mujoco", COLUMNS, cells, made_with)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ import pytest
 pytest.importorskip("stable_baselines3")
 
 from benchmarks import acktr_ablations
-from benchmarks._agents import GAMES, TUNED, Job, load, preset
+from benchmarks._agents import GAMES, TUNED, preset
+from benchmarks._records import Job
 from benchmarks._variants import variants
 
 
@@ -44,12 +44,3 @@ def test_variants_of_another_environment_are_refused(tmp_path: Path, capsys: pyt
         acktr_ablations.main(["--out", str(tmp_path / "new"), "--environment", "Pong", "--variants", "preset", "gae"])
     assert "no variants ['gae'] for Pong; legal: preset, batch_160" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
-
-
-def test_finished_trainings_are_found_again(tmp_path: Path) -> None:
-    job = Job("Hopper", "momentum_inside", 101)
-    record = {"final": 1.0, "best": 2.0, "first_hit": None, "curve": [[10, 3.0]], "steps": 10, "seconds": 0.5}
-    (tmp_path / job.file).write_text(json.dumps({**dataclasses.asdict(job), **record}))
-    [(found, done)] = load(tmp_path).items()
-    assert found == job
-    assert (done.final, done.curve, done.first_hit) == (1.0, [(10, 3.0)], None)

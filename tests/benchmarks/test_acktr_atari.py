@@ -15,8 +15,9 @@ pytest.importorskip("stable_baselines3")
 from stable_baselines3 import A2C
 
 from benchmarks import _comparisons, acktr_atari
-from benchmarks._agents import Job, Trained, train_in
+from benchmarks._agents import train_in
 from benchmarks._comparisons import COLUMNS, publish, rows
+from benchmarks._records import Job, Trained
 from natgrad_apps._resources import config_path
 from natgrad_apps.agents import ACKTR
 from natgrad_apps.agents.building import build_agent
@@ -93,10 +94,10 @@ def test_tables_say_what_the_trainings_gave(tmp_path: Path, monkeypatch: pytest.
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- here: begin -->\nold\n<!-- here: end -->\nbelow\n")
     monkeypatch.setattr(_comparisons, "PAGE", page)
-    publish("here", "command", COLUMNS, cells.values(), ["torch"])
+    publish("here", "command", COLUMNS, cells.values(), "torch 2.13.0")
     lines = page.read_text().splitlines()
     assert lines[:2] == ["above", "<!-- here: begin -->"]
-    assert lines[2].startswith("`command`; torch ")
+    assert lines[2] == "`command`; torch 2.13.0."
     assert lines[4].split(" | ")[1] == "learner"
     assert len(lines) == 10
     assert lines[7].split(" | ")[7] == "never, never, 300"
