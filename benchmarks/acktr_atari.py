@@ -89,9 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cells = rows(found, LEARNERS)
     console.print(table("Atari, NoFrameskip-v4", COLUMNS, cells))
     for job, done in found.items():
-        console.print(
-            f"{job.environment} {job.learner} {job.seed}: " + ", ".join(f"{step / 1e6:.1f}M {score:.1f}" for step, score in done.curve)
-        )
+        points = ", ".join(f"{step / 1e6:.1f}M {score:.1f}" for step, score in done.curve) or "the curve was not kept"
+        console.print(f"{job.environment} {job.learner} {job.seed}: {points}")
     console.print(made_with := versions(found.values(), PACKAGES))
     if options.write:
         publish("acktr_atari", "python benchmarks/acktr_atari.py --out docs/records/acktr_atari", COLUMNS, cells, made_with)
