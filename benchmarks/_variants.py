@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -12,8 +12,10 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 
 from benchmarks._agents import GAMES
 from natgrad_apps.agents import ACKTR
+from natgrad_apps.agents.backtracking import Backtracking
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import TrainConfig
+from natgrad_apps.agents.options import NaturalGradientOptions
 
 ADAM_STEPS, ADAM_BATCH, ADAM_LR = 10, 1024, 1e-3
 Build = Callable[[TrainConfig, Any], OnPolicyAlgorithm]
@@ -43,7 +45,7 @@ class Variant:
     """One change of a preset.
 
     Attributes:
-        natural_gradient: Changed options.
+        natural_gradient: Changed options; a function makes one from that of the preset.
         agent: Changed arguments of the agent.
         build: Makes it.
     """
@@ -51,6 +53,14 @@ class Variant:
     natural_gradient: Mapping[str, Any] = field(default_factory=dict)
     agent: Mapping[str, Any] = field(default_factory=dict)
     build: Build = build_agent
+
+    def options(self, preset: NaturalGradientOptions) -> NaturalGradientOptions:
+        """Those of a preset with the change."""
+        return replace(preset, **{name: v(getattr(preset, name)) if callable(v) else v for name, v in self.natural_gradient.items()})
+
+
+def _policy_only(check: Backtracking) -> Backtracking:
+    return replace(check, critic_kl_limit=None)
 
 
 _STILL = {"name": "kl_trust_region", "radius": 1e-12}
@@ -65,6 +75,7 @@ MUJOCO = {
     ),
     "one_region": Variant({"critic_step": None}),
     "no_limit": Variant({"backtracking": None}),
+    "no_critic_limit": Variant({"backtracking": _policy_only}),
     "batch_1024": Variant(agent={"n_steps": 128}),
     "batch_4096": Variant(agent={"n_steps": 512}),
     "gae": Variant(agent={"gamma": 0.99, "gae_lambda": 0.95}),
@@ -75,6 +86,7 @@ MUJOCO = {
 ATARI = {
     "preset": Variant(),
     "batch_160": Variant(agent={"n_steps": 5}),
+    "reduce": Variant({"fisher": {"kind": "mc", "sharing": "reduce", "subsample": {"units": 4}}}),
     "critic_auto": Variant({"vf_fisher_coef": "auto"}),
     "critic_region": Variant({"critic_step": {"name": "kl_trust_region", "radius": 0.0005}}),
     "damping": Variant({"damping": {"name": "factored_tikhonov", "value": 0.01}}),

@@ -7,17 +7,18 @@
     python benchmarks/acktr_ablations.py --out runs/full --full                       # a million steps, 5 seeds
     python benchmarks/acktr_ablations.py --out runs/ablations --report                # only the table of what is there
 
-Variants on MuJoCo: `preset`; the curvatures `ekfac` and `diagonal`; `momentum_inside` the region (0.9) and `momentum_outside` (the rule of
-the released code, which averages clipped steps: `KLClip` with a tenth of the rate and a hundredth of the clip); `one_region` for actor and
-critic together; `no_limit` of the measured KL; `batch_1024` and `batch_4096` (512 and 128 updates per 2^19 steps instead of 256); `gae`
-with gamma 0.99 and lambda 0.95; `adaptive_rate`, the rule of the older continuous code of OpenAI's baselines, which adapts the rate to a
-measured KL of 0.01 nats; `critic_adam`, whose critic does 10 steps of Adam in an update instead of the natural-gradient step, as TRPO has
-it, and `critic_extra`, which does them after it, as that older code did its 25 by K-FAC.
+Variants on MuJoCo: `preset`; the curvatures `ekfac` and `diagonal`; `momentum_inside` the region (0.9) and `momentum_outside` (the rule
+of the released code, which averages clipped steps: `KLClip` with a tenth of the rate and a hundredth of the clip); `one_region` for actor
+and critic together; `no_limit` of the measured KLs, `no_critic_limit` of the critic's; `batch_1024` and `batch_4096` (512 and 128 updates
+per 2^19 steps instead of 256); `gae` with gamma 0.99 and lambda 0.95; `adaptive_rate`, the rule of the older continuous code of OpenAI's
+baselines, which adapts the rate to a measured KL of 0.01 nats; `critic_adam`, whose critic does 10 steps of Adam in an update instead of
+the natural-gradient step, as TRPO has it, and `critic_extra`, which does them after it, as that older code did its 25 by K-FAC.
 
-Variants on an Atari game: `preset`; `batch_160`, 5 steps of the 32 environments instead of 20; `critic_auto`, whose critic has the variance
-of its residuals instead of 1, and `critic_region`, whose critic has a trust region of its own, of the size of the policy's; ten times the
-`damping`; the `diagonal` curvature; `no_limit` of the measured KL; `normalized_advantages`; and the `released` code's rule, which has no
-such limit, averages steps that were clipped at a `kfac_clip` of 0.001, and weighs the value loss by 0.5.
+Variants on an Atari game: `preset`; `batch_160`, 5 steps of the 32 environments instead of 20; `reduce`, whose statistics take the sum of
+the gradients and the mean of the inputs over the locations of a filter; `critic_auto`, whose critic has the variance of its residuals
+instead of 1, and `critic_region`, whose critic has a trust region of its own, of the size of the policy's; ten times the `damping`; the
+`diagonal` curvature; `no_limit` of the measured KL; `normalized_advantages`; and the `released` code's rule, which has no such limit,
+averages steps that were clipped at a `kfac_clip` of 0.001, and weighs the value loss by 0.5.
 
 Prints the mean return with the last policy and with the best of ten periodic evaluations (20 deterministic episodes; 10 with drawn actions
 in a game), mean and standard error over seeds (from 100, so that none was used in choosing the preset), and the seconds of a training.
@@ -51,8 +52,7 @@ def configured(job: Job, total_timesteps: int) -> TrainConfig:
     """The preset of the environment with the variant's change."""
     config = preset(job.environment)
     variant = variants(job.environment)[job.learner]
-    options = replace(config.agent.natural_gradient, **variant.natural_gradient)
-    agent = replace(config.agent, natural_gradient=options, **variant.agent)
+    agent = replace(config.agent, natural_gradient=variant.options(config.agent.natural_gradient), **variant.agent)
     every = max(total_timesteps // 10, 1)
     evaluation = replace(config.evaluation, every_steps=every)
     if job.environment not in GAMES:
