@@ -21,6 +21,7 @@ def small(*unused: Any) -> tuple[GraphData, Split]:
 
 
 def test_chooses_a_point_and_writes_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(graph_uncertainty, "load_public", lambda _: load_public("karate"))
     monkeypatch.setattr(graph_uncertainty, "make_split", small)
     monkeypatch.setattr(graph_uncertainty, "SAMPLES", 2)
     monkeypatch.setattr(graph_uncertainty, "ADAM_EPOCHS", 3)
