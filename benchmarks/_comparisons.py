@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -42,6 +43,7 @@ def rows(found: Mapping[Job, Trained], learners: Sequence[str], digits: int = 1)
             of = [mine[seed] for seed in sorted(mine)]
             if not of:
                 continue
+            best = [done.best for done in of]
             result.append(
                 [
                     name,
@@ -50,7 +52,7 @@ def rows(found: Mapping[Job, Trained], learners: Sequence[str], digits: int = 1)
                     ", ".join(f"{done.final:.{digits}f}" for done in of),
                     f"{interquartile_mean(np.array([done.final for done in of])):.{digits}f}",
                     mean_and_error([done.final for done in of], digits),
-                    mean_and_error([done.best for done in of], digits),
+                    "not kept" if any(map(math.isnan, best)) else mean_and_error(best, digits),
                     ", ".join("never" if done.first_hit is None else f"{done.first_hit:,}" for done in of),
                     f"{statistics.mean(done.seconds for done in of):.0f}",
                 ]

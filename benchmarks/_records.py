@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import math
 import multiprocessing
 import os
 import threading
@@ -24,7 +25,7 @@ class Trained:
 
     Attributes:
         final: Mean return of the last policy, deterministic episodes.
-        best: The same of the policy that did best in the periodic evaluations; other first states than those.
+        best: The same of the policy that did best in the periodic evaluations; other first states than those. NaN where it was not kept.
         first_hit: Environment steps at the first periodic evaluation that reached the target; None if none did.
         curve: Steps and mean returns of the periodic evaluations.
         steps: Environment steps.
@@ -107,7 +108,8 @@ def load(out: Path) -> dict[Job, Trained]:
     for file in sorted(out.glob("*_*_*.json")):
         record = json.loads(file.read_text(encoding="utf-8"))
         job = Job(*(record.pop(key) for key in ("environment", "learner", "seed")))
-        found[job] = Trained(**{**record, "curve": [(int(a), float(b)) for a, b in record["curve"]]})
+        best = math.nan if record["best"] is None else record["best"]
+        found[job] = Trained(**{**record, "best": best, "curve": [(int(a), float(b)) for a, b in record["curve"]]})
     return found
 
 

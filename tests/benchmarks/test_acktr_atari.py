@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def test_a_training_that_was_cut_off_goes_on(tmp_path: Path) -> None:
 
 def test_tables_say_what_the_trainings_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def trained(final: float, first_hit: int | None) -> Trained:
-        return Trained(final, final + 1, first_hit, [], 1000, 2.0)
+        return Trained(final, math.nan if final < 0 else final + 1, first_hit, [], 1000, 2.0)
 
     found = {Job("Pong", "ACKTR", s): trained(float(s), hit) for s, hit in ((1, 300), (2, 100), (3, None))}
     found |= {Job("Pong", "A2C", s): trained(-1.0, hit) for s, hit in ((3, 300), (2, None), (1, None))}
@@ -91,6 +92,7 @@ def test_tables_say_what_the_trainings_gave(tmp_path: Path, monkeypatch: pytest.
     assert (named["environment"], named["seeds"], named["IQM"], named["seconds"]) == ("Pong", "1 2 3", "2.0", "2")
     assert named["steps to the threshold, by seed"] == "300, 100, never"
     assert (named["last policy, by seed"], named["mean"], named["best policy"]) == ("1.0, 2.0, 3.0", "2.0 ± 0.6", "3.0 ± 0.6")
+    assert dict(zip(COLUMNS, cells["A2C"], strict=True))["best policy"] == "not kept"
     page = tmp_path / "page.md"
     page.write_text("above\n<!-- here: begin -->\nold\n<!-- here: end -->\nbelow\n")
     monkeypatch.setattr(_comparisons, "PAGE", page)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -27,12 +28,15 @@ def _trained(job: Job) -> Trained:
 
 def test_finished_trainings_are_found_again_and_not_repeated(tmp_path: Path) -> None:
     other = dataclasses.replace(JOB, seed=102)
-    (tmp_path / other.file).write_text(json.dumps({**dataclasses.asdict(other), **dataclasses.asdict(_trained(other)), "final": -5.0}))
+    (tmp_path / other.file).write_text(
+        json.dumps({**dataclasses.asdict(other), **dataclasses.asdict(_trained(other)), "final": -5.0, "best": None})
+    )
     run_missing([JOB, other], _trained, tmp_path, 1, ["torch"], Console(quiet=True))
     found = load(tmp_path)
     assert set(found) == {JOB, other}
     assert (found[JOB].final, found[JOB].curve, found[JOB].first_hit) == (101.0, [(10, 3.0)], None)
     assert found[other].final == -5.0
+    assert math.isnan(found[other].best)
     assert {"torch", "commit", "machine"} <= set(found[JOB].made_with)
 
 
