@@ -125,4 +125,4 @@ def versions(found: Iterable[Trained], packages: Sequence[str]) -> str:
     def values(key: str) -> str:
         return ", ".join(dict.fromkeys(each[key] for each in made if key in each))
 
-    return "; ".join(f"{name} {values(key)}" for name, key in (*((name, name) for name in packages), ("commit", "commit")) if values(key))
+    return "; ".join(f"{key} {values(key)}" for key in (*packages, "commit") if values(key))

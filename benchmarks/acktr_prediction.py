@@ -123,7 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     versions = environment(PACKAGES)
     console.print(made_with := ", ".join(f"{name} {versions[name]}" for name in [*PACKAGES, "commit"]))
     if options.write:
-        command = f"python benchmarks/acktr_prediction.py --environment {options.environment} --updates {updates} --seeds {seeds}"
+        command = f"python benchmarks/acktr_prediction.py --environment {options.environment} --curvatures {' '.join(curvatures)}"
+        command += f" --decays {' '.join(f'{d:g}' for d in options.decays)} --width {options.width} --updates {updates} --seeds {seeds}"
         publish(f"acktr_prediction {options.environment}", command, COLUMNS, cells, made_with)
 
 

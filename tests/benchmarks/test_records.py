@@ -69,16 +69,16 @@ def test_workers_end_with_a_benchmark_that_is_killed(tmp_path: Path) -> None:
     script.write_text(_KILLED)
     with subprocess.Popen([sys.executable, str(script), str(tmp_path)], env={**os.environ, "PYTHONPATH": str(ROOT)}) as benchmark:
         worker = tmp_path / "worker"
-        _until(lambda: worker.exists() and bool(worker.read_text()))
+        assert _comes_true(lambda: worker.exists() and bool(worker.read_text()))
         benchmark.kill()
-    _until(lambda: not _alive(int(worker.read_text())))
+    assert _comes_true(lambda: not _alive(int(worker.read_text())))
 
 
-def _until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+def _comes_true(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it took too long"
+    while not (true := condition()) and time.monotonic() < end:
         time.sleep(0.05)
+    return true
 
 
 def _alive(process: int) -> bool:
