@@ -19,9 +19,9 @@ from typing_extensions import Unpack
 from natgrad_apps.agents import diagnostics, random_state
 from natgrad_apps.agents.adaptive_rate import follow, use_rate
 from natgrad_apps.agents.arguments import check_values, reject
+from natgrad_apps.agents.averaging import AveragedAlgorithm
 from natgrad_apps.agents.backtracking import Backtracking, shorten
 from natgrad_apps.agents.context import given
-from natgrad_apps.agents.contextual import ContextualAlgorithm
 from natgrad_apps.agents.critic_noise import critic_scale
 from natgrad_apps.agents.heads import Heads, observed_targets
 from natgrad_apps.agents.measuring import Comparison, States
@@ -37,7 +37,7 @@ from natgrad_apps.ranks import Ranks
 Self = TypeVar("Self", bound="ACKTR")
 
 
-class ACKTR(ContextualAlgorithm):
+class ACKTR(AveragedAlgorithm):
     """Actor-critic using the Kronecker-factored trust region.
 
     Each rollout of ``n_steps * n_envs`` transitions gives one update: one forward pass, Fisher statistics of the joint model
@@ -73,6 +73,7 @@ class ACKTR(ContextualAlgorithm):
 
     Attributes:
         natural_gradient: The options in force.
+        averaged_policy: The mean of iterates that `predict` asks, where `NaturalGradientOptions.iterate_averaging` keeps one; else None.
         measure_next_update: A callback sets it (at the end of a rollout, say) to have everything measured in the next update.
         last_update: Numbers of the last update by name; empty before the first.
 
@@ -132,6 +133,8 @@ class ACKTR(ContextualAlgorithm):
         self.natural_gradient = NaturalGradientOptions.of(self.natural_gradient)  # `load` puts a user's mapping here
         if self.natural_gradient.value_normalization is not None:
             normalize_value(self.policy)
+        if self.natural_gradient.iterate_averaging is not None:
+            self.start_averaging()
         self.policy.optimizer = self.natural_gradient.create_optimizer(self.policy, self.lr_schedule(1), self.seed)
 
     @property
@@ -190,6 +193,8 @@ class ACKTR(ContextualAlgorithm):
             report |= diagnostics.describe_change(change)
         if target is not None and change is not None and not bool(info.skipped):
             follow(self, rate, float(change.actor_kl))
+        if self.natural_gradient.iterate_averaging is not None:
+            self.take_iterate(self._n_updates, self.natural_gradient.iterate_averaging)
         self.last_update = numbers = diagnostics.to_numbers(report)
         if numbers.pop("skipped"):
             diagnostics.warn_skipped(self._n_updates, self.rollout_buffer)

@@ -6,6 +6,7 @@ import torch
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, RolloutBufferSamples
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
@@ -35,6 +36,11 @@ class ContextualAlgorithm(OnPolicyAlgorithm):
         self._context = collect(self, env, callback, rollout_buffer, n_rollout_steps)
         return self._context is not None
 
+    @property
+    def playing_policy(self) -> ActorCriticPolicy:
+        """What `predict` asks."""
+        return self.policy
+
     def batch(self) -> RolloutBufferSamples | DictRolloutBufferSamples | Batch:
         """The rollout; in the order of time if the policy reads a context, which is in that order."""
         if isinstance(self.policy, ContextualPolicy):
@@ -55,11 +61,12 @@ class ContextualAlgorithm(OnPolicyAlgorithm):
         Raises:
             ConfigError: Masks are missing, or do not fit the policy.
         """
-        if isinstance(self.policy, ContextualPolicy):
-            return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+        policy = self.playing_policy
+        if isinstance(policy, ContextualPolicy):
+            return policy.predict(observation, state, episode_start, deterministic, action_masks)
         if action_masks is not None:
-            raise unread_masks(self.policy)
-        return super().predict(observation, state, episode_start, deterministic)
+            raise unread_masks(policy)
+        return policy.predict(observation, state, episode_start, deterministic)
 
     def states_for(self, count: int) -> Tensor | None:
         """The policy's memory, an empty one if it is of another number of environments; None if it has none."""

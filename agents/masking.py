@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 from natgrad_apps.agents.context import Array, ContextualPolicy, State
+from natgrad_apps.agents.contextual import ContextualAlgorithm
 from natgrad_apps.agents.faults import name_of
 from natgrad_apps.agents.networks import ACKTRCnnPolicy
 from natgrad_apps.errors import ConfigError
@@ -154,7 +155,7 @@ def _of(env: VecEnv) -> str:
 
 def player(model: BaseAlgorithm, env: VecEnv) -> BaseAlgorithm | MaskReader:
     """What plays in an environment without knowing of masks: the agent, or its `MaskReader` if it needs some."""
-    return MaskReader(model, env) if isinstance(model.policy, MaskedPolicy) else model
+    return MaskReader(model, env) if isinstance(model, ContextualAlgorithm) and isinstance(model.policy, MaskedPolicy) else model
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class MaskReader:
         env: The environment.
     """
 
-    model: BaseAlgorithm
+    model: ContextualAlgorithm
     env: VecEnv
 
     def predict(
@@ -176,7 +177,5 @@ class MaskReader:
         episode_start: Array | None = None,
         deterministic: bool = False,
     ) -> tuple[Array, State | None]:
-        """As `ContextualPolicy.predict`."""
-        policy = self.model.policy
-        assert isinstance(policy, MaskedPolicy)
-        return policy.predict(observation, state, episode_start, deterministic, self.env.env_method(METHOD))
+        """As `ContextualAlgorithm.predict`."""
+        return self.model.predict(observation, state, episode_start, deterministic, self.env.env_method(METHOD))

@@ -139,6 +139,8 @@ class NaturalGradientOptions:
         value_normalization: Normalization of the value targets, a `PopArt` or a mapping of its fields (``{}`` for its defaults), which
             makes the damping of the critic independent of the rewards' scale; part of the network, so a saved agent keeps it. None for
             none.
+        iterate_averaging: Share of the updates so far, in (0, 1], that a running mean of the weights looks back over. The mean plays in
+            place of the last weights, in `predict` and every evaluation; learning does not change by it. None plays with the last.
         measure_kl: Whether to log the KL that an update really made; costs one forward pass for each logged update.
 
     Raises:
@@ -157,6 +159,7 @@ class NaturalGradientOptions:
     weight_decay: float = 0.0
     vf_fisher_coef: float | str = AUTO
     value_normalization: PopArt | Mapping[str, Any] | None = None
+    iterate_averaging: float | None = None
     measure_kl: bool = True
 
     def __post_init__(self) -> None:
@@ -177,6 +180,8 @@ class NaturalGradientOptions:
                 "gradient measures no progress; use 'tikhonov' or 'factored_tikhonov'"
             )
         check_fraction("momentum", self.momentum)
+        if self.iterate_averaging is not None:
+            check_fraction("iterate_averaging", self.iterate_averaging, below_one=False)
         if self.kl_target is not None:
             check_positive("kl_target", self.kl_target)
         check_positive("weight_decay", self.weight_decay, allow_zero=True)
