@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from natgrad_apps.agents.options import DEFAULTS, NaturalGradientOptions
-from natgrad_apps.errors import ConfigError, check_positive
+from natgrad_apps.errors import ConfigError, check_finite, check_positive
 
 
 def check_values(given: Mapping[str, Any]) -> None:
@@ -27,7 +27,8 @@ def check_values(given: Mapping[str, Any]) -> None:
     for name in ("n_steps", "gamma", "max_grad_norm"):
         if given[name] is not None:
             check_positive(name, given[name])
-    for name in ("ent_coef", "vf_coef", "gae_lambda"):
+    check_finite("ent_coef", given["ent_coef"])
+    for name in ("vf_coef", "gae_lambda"):
         check_positive(name, given[name], allow_zero=True)
     for name in ("gamma", "gae_lambda"):
         if given[name] > 1:

@@ -132,7 +132,7 @@ class AgentConfig:
         n_steps: Steps of each environment in one rollout; the batch is n_steps * n_envs.
         gamma: Discount factor.
         gae_lambda: Bias against variance of the advantage; 1 is the n-step advantage.
-        ent_coef: Weight of the entropy bonus.
+        ent_coef: Weight of the entropy bonus; below 0 a penalty, which makes the noise of continuous actions fall.
         vf_coef: Weight of the value loss.
         max_grad_norm: Bound of the gradient's norm; null for none.
         normalize_advantage: Whether advantages have mean 0 and deviation 1 in each rollout.
@@ -158,7 +158,7 @@ class AgentConfig:
     n_steps: Positive = DEFAULTS["n_steps"]
     gamma: Annotated[float, Range(low=0, high=1, open_low=True)] = DEFAULTS["gamma"]
     gae_lambda: Annotated[float, Range(low=0, high=1)] = DEFAULTS["gae_lambda"]
-    ent_coef: Coefficient = DEFAULTS["ent_coef"]
+    ent_coef: float = DEFAULTS["ent_coef"]
     vf_coef: Coefficient = DEFAULTS["vf_coef"]
     max_grad_norm: Annotated[float, Range(low=0, open_low=True)] | None = DEFAULTS["max_grad_norm"]
     normalize_advantage: bool = DEFAULTS["normalize_advantage"]

@@ -48,7 +48,9 @@ class OnPolicyArguments(TypedDict, total=False):
         n_steps: Steps of each environment in one rollout; the batch is ``n_steps * n_envs``; a few hundred transitions suit it (32).
         gamma: Discount factor (0.99).
         gae_lambda: Trade-off of bias against variance in the advantage; 1 gives the n-step advantage of the paper (0.95).
-        ent_coef: Weight of the entropy bonus, which is part of the loss and not of the Fisher (0).
+        ent_coef: Weight of the entropy bonus, which is part of the loss and not of the Fisher. Below 0 it is a penalty: the noise of a
+            Gaussian policy falls by it. Each deviation has the Fisher 2, so an update multiplies it by about ``exp(rate ent_coef / 2)``
+            beside what the advantages do (0).
         vf_coef: Weight of the value loss (0.5).
         max_grad_norm: Bound of the Euclidean gradient norm, of each loss where actor and critic step apart; None for no bound, because
             the trust region bounds the step (None).

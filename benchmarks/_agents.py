@@ -41,6 +41,7 @@ EVALUATED = "eval/mean_reward"
 TUNED = {
     "HalfCheetah": "half_cheetah",
     "InvertedDoublePendulum": "inverted_double_pendulum",
+    "Hopper": "hopper",
     "Reacher": "reacher",
     "Walker2d": "walker2d",
     "Pong": "pong",

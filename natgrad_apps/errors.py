@@ -57,6 +57,13 @@ def unknown_name(kind: str, given: str, available: Iterable[str]) -> ConfigError
     return ConfigError(f"unknown {kind} {given!r}; available: {', '.join(legal)}{hint}")
 
 
+def check_finite(name: str, value: float) -> None:
+    """Raise `ConfigError` unless `value` is a finite number."""
+    _check_number(name, value)
+    if not math.isfinite(value):
+        raise ConfigError(f"{name} must be finite, got {value!r}")
+
+
 def check_positive(name: str, value: float, *, allow_zero: bool = False) -> None:
     """Raise `ConfigError` unless `value` is finite and positive (or zero, where that is legal)."""
     _check_number(name, value)

@@ -290,11 +290,27 @@ def test_csv_log_has_one_row_a_write(tmp_path: Path) -> None:
         ({"n_steps": 0}, ConfigError, "n_steps"),
         ({"gamma": 1.5}, ConfigError, "gamma must be at most 1"),
         ({"vf_coef": -0.5}, ConfigError, "vf_coef"),
+        ({"ent_coef": math.inf}, ConfigError, "ent_coef must be finite"),
+        ({"ent_coef": "auto"}, ConfigError, "ent_coef must be a number"),
     ],
 )
 def test_wrong_arguments_say_what_is_legal(arguments: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         ACKTR("MlpPolicy", discrete(), **arguments)
+
+
+def test_a_penalty_of_the_entropy_makes_the_noise_fall() -> None:
+    """Without rewards nothing else moves it: each of 12 updates multiplies the deviation by ``exp(rate ent_coef / (2 + damping))``."""
+    env = continuous(reward=lambda action: 0.0)
+    options = {"step": "plain", "damping": 0.01}
+    model = ACKTR(
+        "MlpPolicy", env, ent_coef=-0.1, learning_rate=0.5, normalize_advantage=False, natural_gradient=options, **{**SMALL, "n_steps": 64}
+    )
+    with torch.no_grad():
+        model.policy.value_net.weight.zero_()  # nor do advantages
+    model.learn(12 * 128)
+    expected = torch.full((2,), -12 * 0.5 * 0.1 / 2.01)
+    torch.testing.assert_close(model.policy.log_std.detach(), expected, rtol=0.02, atol=0.0)
 
 
 def test_an_action_space_without_a_choice_is_refused() -> None:
