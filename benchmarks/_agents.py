@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from torch import nn
 
 from benchmarks._records import Trained
 from natgrad_apps._resources import config_path
+from natgrad_apps.agents.acktr import ACKTR
 from natgrad_apps.agents.config import EnvironmentConfig, TrainConfig
 from natgrad_apps.agents.environments import find_normalization, make_evaluation, make_training
 from natgrad_apps.agents.evaluation import FINAL_SEED, PERIODIC_SEED, evaluate
@@ -141,6 +143,11 @@ class _Watch(BaseCallback):
         self._policy: dict[str, Any] = {}
         self._statistics: Any = None
 
+    @property
+    def _player(self) -> nn.Module:
+        """What `predict` asks: of ACKTR it may be a mean of iterates."""
+        return self.model.playing_policy if isinstance(self.model, ACKTR) else self.model.policy
+
     def _on_rollout_start(self) -> None:
         if self.num_timesteps >= self._next:
             self._next = self.num_timesteps + self._every
@@ -152,13 +159,13 @@ class _Watch(BaseCallback):
         self.curve.append((self.num_timesteps, score))
         print(f"{self._name}, {self.num_timesteps:,} steps: {score:.1f}", flush=True)
         if score > self._score:
-            self._score, self._policy = score, copy.deepcopy(self.model.policy.state_dict())
+            self._score, self._policy = score, copy.deepcopy(self._player.state_dict())
             normalization = find_normalization(self.training_env)
             self._statistics = None if normalization is None else copy.deepcopy(normalization.obs_rms)
 
     def restore(self, test: Any) -> None:
         """Give the best policy to the model and its normalization to the environment `test`."""
-        self.model.policy.load_state_dict(self._policy)
+        self._player.load_state_dict(self._policy)
         normalization = find_normalization(test)
         if normalization is not None:
             normalization.obs_rms = self._statistics
