@@ -43,7 +43,6 @@ EVALUATED = "eval/mean_reward"
 TUNED = {
     "HalfCheetah": "half_cheetah",
     "InvertedDoublePendulum": "inverted_double_pendulum",
-    "Hopper": "hopper",
     "Reacher": "reacher",
     "Walker2d": "walker2d",
     "Pong": "pong",
