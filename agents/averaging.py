@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -51,14 +50,13 @@ class AveragedAlgorithm(ContextualAlgorithm):
 
     @torch.no_grad()
     def take_iterate(self, count: int, share: float) -> None:
-        """Take the policy's weights into the mean, if one is kept.
+        """Take the policy's weights into the mean that is kept.
 
         Args:
             count: Number ``k`` of this update, from 1.
             share: ``rho``, in (0, 1].
         """
-        if self.averaged_policy is None:
-            return
+        assert self.averaged_policy is not None
         mean, iterate = self.averaged_policy, self.policy
         torch._foreach_lerp_(list(mean.parameters()), list(iterate.parameters()), 1 / (1 + share * (count - 1)))
         for kept, new in zip(mean.buffers(), iterate.buffers(), strict=True):
@@ -66,10 +64,10 @@ class AveragedAlgorithm(ContextualAlgorithm):
 
     def set_parameters(self, load_path_or_dict: Any, exact_match: bool = True, device: torch.device | str = "auto") -> None:
         """As in SB3; saved weights without a mean begin a new one, and a saved mean is left out where none is kept."""
-        if isinstance(load_path_or_dict, (str, Path)) or hasattr(load_path_or_dict, "read"):
-            _, saved, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
-        else:
+        if isinstance(load_path_or_dict, dict):
             saved = load_path_or_dict
+        else:
+            _, saved, _ = load_from_zip_file(load_path_or_dict, device=device, load_data=False)
         kept = {name: state for name, state in saved.items() if name != AVERAGED or self.averaged_policy is not None}
         if self.averaged_policy is not None and "policy" in kept:
             kept.setdefault(AVERAGED, kept["policy"])

@@ -38,7 +38,7 @@ from benchmarks._comparisons import publish, table
 from benchmarks._pages import mean_and_error
 from benchmarks._records import end_with_parent
 from benchmarks._timing import environment
-from benchmarks.acktr_mujoco import PACKAGES, THRESHOLDS
+from benchmarks.acktr_mujoco import PACKAGES
 from natgrad_apps.agents import ACKTR
 from natgrad_apps.agents.building import build_agent
 from natgrad_apps.agents.config import TrainConfig
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--environment",
-        choices=[n for n in THRESHOLDS if n in ("Hopper", "Walker2d", "Ant", "InvertedDoublePendulum")],
+        choices=["Hopper", "Walker2d", "Ant", "InvertedDoublePendulum"],
         default="Hopper",
         help="one whose episodes can end early (default %(default)s)",
     )
@@ -184,8 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pass
         cells = [row for of, group in zip(configs, futures, strict=True) for row in rows(of[0], [future.result() for future in group])]
     console.print(table(f"{options.environment}, seeds {', '.join(map(str, seeds))}", COLUMNS, cells))
-    made_with = ", ".join(f"{key} {value}" for key, value in environment(PACKAGES).items() if key in (*PACKAGES, "commit"))
-    console.print(made_with)
+    versions = environment(PACKAGES)
+    console.print(made_with := ", ".join(f"{name} {versions[name]}" for name in [*PACKAGES, "commit"]))
     if options.write:
         given = "" if options.entropy is None else f" --entropy {' '.join(map(str, options.entropy))}"
         command = f"python benchmarks/acktr_noise.py --environment {options.environment}{given} --seeds {len(seeds)}"

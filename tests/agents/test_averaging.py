@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import ActorCriticPolicy
 
 from natgrad_apps.agents import ACKTR, NaturalGradientOptions
@@ -17,26 +16,17 @@ from natgrad_apps.agents.evaluation import evaluate
 from natgrad_apps.agents.masking import player
 from natgrad_apps.errors import ConfigError
 from tests.agents._environments import Chain, continuous, discrete, vectorized
-from tests.agents.test_acktr import SMALL, weights
+from tests.agents.test_acktr import SMALL, Recorder, weights
 
 OBSERVATIONS = np.random.default_rng(0).uniform(-1, 1, (16, 3)).astype(np.float32)
 
 
-class Iterates(BaseCallback):
+class Iterates(Recorder):
     """Keeps the weights after each update."""
 
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[torch.Tensor] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        self.keep()
-
-    def _on_training_end(self) -> None:
-        self.keep()
 
     def keep(self) -> None:
         assert isinstance(self.model, ACKTR)
