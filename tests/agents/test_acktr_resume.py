@@ -102,7 +102,7 @@ def test_loading_for_prediction_needs_no_environment(tmp_path: Path) -> None:
 def test_parameters_move_between_agents() -> None:
     first, second = (ACKTR("MlpPolicy", discrete(), seed=seed, **SMALL) for seed in (0, 1))
     first.learn(48)
-    second.set_parameters(first.get_parameters())  # type: ignore[arg-type]  # SB3's annotation misses the nesting
+    second.set_parameters(first.get_parameters())
     assert torch.equal(weights(first), weights(second))
     assert second.optimizer.preconditioner.step_count == 3
 

@@ -44,6 +44,16 @@ def mean_of(model: ACKTR) -> torch.Tensor:
     return torch.nn.utils.parameters_to_vector(model.averaged_policy.parameters()).detach().double()
 
 
+def always(model: ACKTR, logits: list[float]) -> None:
+    """From now on the policy that plays has these logits whatever it sees."""
+    assert model.averaged_policy is not None
+    head = model.averaged_policy.action_net
+    assert isinstance(head, torch.nn.Linear)
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.tensor(logits))
+
+
 def actions(model: ACKTR) -> Any:
     return model.predict(OBSERVATIONS, deterministic=True)[0]
 
@@ -73,10 +83,7 @@ def test_learning_does_not_know_of_the_mean() -> None:
 
 def test_predict_and_evaluations_have_the_mean() -> None:
     model = agent(0.2, discrete()).learn(96)
-    assert model.averaged_policy is not None
-    with torch.no_grad():  # from now on it takes the action 2 always, which is rewarded by 2, ten times
-        model.averaged_policy.action_net.weight.zero_()
-        model.averaged_policy.action_net.bias.copy_(torch.tensor([0.0, 0.0, 50.0]))
+    always(model, [0.0, 0.0, 50.0])  # the action 2, which is rewarded by 2, ten times
     assert (actions(model) == 2).all()
     assert evaluate(model, discrete(), 4, 0, deterministic=False).returns == (20.0,) * 4
     assert not (model.policy.predict(OBSERVATIONS, deterministic=False)[0] == 2).all()
@@ -89,11 +96,10 @@ def test_masked_policies_play_with_the_mean() -> None:
 
     env = vectorized(lambda: Masked(spaces.Discrete(3)))
     model = agent(0.2, env, "MaskableMlpPolicy").learn(96)
-    assert model.averaged_policy is not None
-    with torch.no_grad():
-        model.averaged_policy.action_net.weight.zero_()
-        model.averaged_policy.action_net.bias.copy_(torch.tensor([0.0, 90.0, 50.0]))  # 1 is not legal
-    chosen, _ = player(model, env).predict(env.reset())
+    always(model, [0.0, 90.0, 50.0])  # 1 is not legal
+    observation = env.reset()
+    assert isinstance(observation, np.ndarray)
+    chosen, _ = player(model, env).predict(observation)
     assert (chosen == 2).all()
 
 

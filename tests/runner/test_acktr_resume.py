@@ -54,7 +54,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     saved = checkpoints.load(CheckpointStore(folder / "checkpoint").find())
-    _, parameters, _ = load_from_zip_file(io.BytesIO(saved.files[snapshot.AGENT]), load_data=False, device="cpu")
+    _, states, _ = load_from_zip_file(io.BytesIO(saved.files[snapshot.AGENT]), load_data=False, device="cpu")
+    parameters: dict[str, Any] = states  # SB3's annotation misses the nesting
     return {f"{part}.{name}": value for part in parameters if part != "policy.optimizer" for name, value in parameters[part].items()}
 
 
