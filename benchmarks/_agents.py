@@ -42,6 +42,7 @@ EVALUATED = "eval/mean_reward"
 
 TUNED = {
     "HalfCheetah": "half_cheetah",
+    "Hopper": "hopper",
     "InvertedDoublePendulum": "inverted_double_pendulum",
     "Reacher": "reacher",
     "Walker2d": "walker2d",
