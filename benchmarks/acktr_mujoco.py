@@ -60,6 +60,8 @@ _PPO_TUNED: dict[str, tuple[float, ...]] = {
     "Reacher": (32, 512, 0.9, 0.000104019, 7.52585e-08, 0.3, 5, 1.0, 0.9, 0.950368),
     "Walker2d": (32, 512, 0.99, 5.05041e-05, 0.000585045, 0.1, 20, 0.95, 1.0, 0.871923),
 }
+_FUSED = {"eps": 1e-5, "fused": True}
+"""SB3's Adam in torch's fused form: the same steps but for rounding, in less time."""
 _TRPO = {"batch_size": 128, "n_steps": 1024, "cg_max_steps": 25, "cg_damping": 0.1, "n_critic_updates": 20, "learning_rate": 1e-3}
 
 
@@ -73,8 +75,8 @@ def _build(job: Job, config: TrainConfig, venv: Any) -> OnPolicyAlgorithm:
         return A2C("MlpPolicy", venv, **common)
     if job.learner == "PPO":
         settings = dict(zip(_KEYS, _PPO_TUNED.get(job.environment, ()), strict=False))
-        wide = job.environment in {"HalfCheetah", "Hopper"}
-        return PPO("MlpPolicy", venv, policy_kwargs=_WIDE if wide else None, **{**common, **settings})
+        wide = _WIDE if job.environment in {"HalfCheetah", "Hopper"} else {}
+        return PPO("MlpPolicy", venv, policy_kwargs={**wide, "optimizer_kwargs": _FUSED}, **{**common, **settings})
     from sb3_contrib import TRPO  # noqa: PLC0415  (only where asked for)
 
     target = {"target_kl": 0.04} if job.environment == "HalfCheetah" else {}
